@@ -1,0 +1,183 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A run folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (Adam's moments, carried
+state, counters) and meta (config, place in the data, schedule, digests). Orbax does not notice flipped bytes, so every
+part's SHA-256 is kept in meta and checked on load; a damaged step falls back to the one before it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mlstm_jax import model, training
+from mlstm_jax.config import Config, UserError, from_dict, require, to_dict
+from mlstm_jax.training import TrainState
+
+Meta = dict[str, Any]
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree of arrays: every leaf's path, type, shape and bytes, in the order of the paths."""
+    sha = hashlib.sha256()
+    for path, leaf in sorted(((jax.tree_util.keystr(p), a) for p, a in jax.tree.leaves_with_path(tree)), key=lambda x: x[0]):
+        array = np.ascontiguousarray(leaf)
+        sha.update(f"{path} {array.dtype} {array.shape};".encode())
+        sha.update(array.reshape(-1).view(np.uint8))
+    return sha.hexdigest()
+
+
+class Saver:
+    """Writes the checkpoints of one run, asynchronously; each appears whole or not at all, the last `keep` remain."""
+
+    def __init__(self, run_dir: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
+        )
+        self.manager = ocp.CheckpointManager(folder(run_dir), options=options)
+
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Save in the background as step `state.update`. Non-finite params are refused, a saved step is not saved again."""
+        step = int(state.update)
+        if step in self.manager.all_steps():
+            return
+        params, train = _parts(state)
+        if not all(np.isfinite(leaf).all() for leaf in params.values()):
+            raise FloatingPointError(f"parameters at update {step} are not finite; they are not saved")
+        meta = meta | {"update": step, "digests": {"params": digest(params), "train": digest(train)}}
+        meta["digests"]["meta"] = _meta_digest(meta)
+        args = {"params": ocp.args.StandardSave(params), "train": ocp.args.StandardSave(train), "meta": ocp.args.JsonSave(meta)}
+        self.manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def restore(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainState, Meta] | None:
+    """The newest whole checkpoint of a run; None where there is none yet.
+
+    A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
+    again. Raises UserError where every checkpoint is damaged; then nothing is moved.
+    """
+    found, damaged = _newest_whole(run_dir, say, ("params", "train"))
+    for step in damaged:
+        aside = run_dir / "damaged" / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        os.replace(folder(run_dir) / str(step), aside)
+        say(f"checkpoint {step} was moved to {aside}")
+    if found is None:
+        return None
+    parts, meta = found
+    return _join(parts["params"], parts["train"]), meta
+
+
+def load_params(run_dir: Path, say: Callable[[str], None]) -> tuple[model.Params, Meta]:
+    """Parameters and meta of the newest whole checkpoint; nothing in the run is touched.
+
+    Raises UserError where there is none.
+    """
+    found, _ = _newest_whole(run_dir, say, ("params",))
+    require(found is not None, f"{run_dir} holds no checkpoint yet; python train.py --run-dir {run_dir} trains on")
+    return found[0]["params"], found[1]
+
+
+def _newest_whole(run_dir, say, names):
+    damaged, causes = [], []
+    for step in sorted(_steps(run_dir), reverse=True):
+        try:
+            return _load(folder(run_dir) / str(step), names), damaged
+        except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
+            while error.__cause__ or error.__context__:
+                error = error.__cause__ or error.__context__
+            cause = str(error).strip().splitlines()
+            causes.append(f"checkpoint {step} is damaged ({cause[0][:200] if cause else type(error).__name__})")
+            damaged.append(step)
+            say(causes[-1] + "; trying the one before it")
+    require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
+    return None, []
+
+
+def _load(step_dir, names):
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        meta = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        require(_meta_digest(meta) == meta["digests"]["meta"], "meta does not match its digest")
+        config = from_dict(meta["config"])
+        fresh = lambda: training.init_state(model.init(config.model, config.seed), config.lanes)
+        abstract = dict(zip(("params", "train"), _parts(jax.eval_shape(fresh)), strict=True))
+        args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
+        parts = reader.restore(step_dir, args=ocp.args.Composite(**args))
+    for name in names:
+        require(digest(parts[name]) == meta["digests"][name], f"{name} do not match their digest: bytes have changed")
+    return {name: parts[name] for name in names}, meta
+
+
+def _parts(state: TrainState):
+    """A state as the two parts of a checkpoint."""
+    fields = state._asdict()
+    return fields.pop("params"), fields
+
+
+def _join(params, train) -> TrainState:
+    return TrainState(params=params, **train)
+
+
+def _meta_digest(meta: Meta) -> str:
+    digests = {k: v for k, v in meta["digests"].items() if k != "meta"}
+    return hashlib.sha256(json.dumps(meta | {"digests": digests}, sort_keys=True).encode()).hexdigest()
+
+
+def _steps(run_dir: Path) -> list[int]:
+    checkpoints = folder(run_dir)
+    return [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+
+
+def folder(run_dir: Path) -> Path:
+    """Where a run's checkpoints lie; absolute, as Orbax wants it."""
+    return run_dir.absolute() / "checkpoints"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run of ours."""
+    return (path / "config.json").is_file()
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """The run with the newest checkpoint. Raises UserError where there is none."""
+    newest = {
+        run.parent: max((folder(run.parent) / str(step)).stat().st_mtime for step in _steps(run.parent))
+        for run in runs.glob("*/config.json")
+        if _steps(run.parent)
+    }
+    require(newest, f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
+    return max(newest, key=newest.get)
+
+
+@contextmanager
+def locked(run_dir: Path):
+    """Hold a run folder for one training process; a UserError where another one has it."""
+    with open(run_dir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run_dir} is being trained by another process") from None
+        yield
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Keep the config beside the checkpoints, so that a run resumes without its config file."""
+    temporary = run_dir / "config.json.tmp"
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    os.replace(temporary, run_dir / "config.json")

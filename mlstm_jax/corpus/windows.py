@@ -1,0 +1,69 @@
+"""The stream of training windows and the lanes of held-out scoring, cut from byte arrays. A place in it is one number."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from mlstm_jax.config import require
+
+Bytes = UInt8[np.ndarray, "bytes"]
+
+
+class Windows:
+    """Training windows over shards of bytes.
+
+    Every shard is cut into `lanes` contiguous lanes; a window is the next `window` bytes of every lane, and one byte
+    more, the last target, which is the real next byte of the shard. Window `position` (0, 1, ... without end, pass
+    after pass) depends on nothing else, so that one number, the same on any number of processes, is the cursor.
+    """
+
+    def __init__(self, shards: list[Bytes], lanes: int, window: int):
+        """Raises UserError where a shard has fewer bytes than one window for every lane."""
+        self.shards, self.lanes, self.window = shards, lanes, window
+        need = lanes * window + 1
+        for number, shard in enumerate(shards):
+            require(
+                len(shard) >= need,
+                f"shard {number + 1} of {len(shards)} has {len(shard):,} bytes, but {lanes} lanes x {window} bytes + 1 = "
+                f"{need:,} are needed for one update; lower --lanes, --window or --shards",
+            )
+        self.counts = np.array([(len(shard) - 1) // (lanes * window) for shard in shards])
+
+    def __len__(self) -> int:
+        """Windows in one pass over the shards."""
+        return int(self.counts.sum())
+
+    @property
+    def unused(self) -> int:
+        """Bytes at the shards' ends that fill no window."""
+        return sum(map(len, self.shards)) - len(self) * self.lanes * self.window
+
+    def at(self, position: int) -> tuple[UInt8[np.ndarray, "lanes window+1"], bool]:
+        """Window number `position`, and whether a shard begins there, where the state starts from zero."""
+        place = position % len(self)
+        ends = np.cumsum(self.counts)
+        number = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[number] - self.counts[number])
+        lane_bytes = self.counts[number] * self.window
+        starts = np.arange(self.lanes) * lane_bytes + place * self.window
+        return self.shards[number][starts[:, None] + np.arange(self.window + 1)], place == 0
+
+
+def scoring_windows(
+    data: Bytes, lanes: int, window: int
+) -> Iterator[tuple[UInt8[np.ndarray, "lanes window+1"], Bool[np.ndarray, "lanes window"]]]:
+    """All of `data` in a fixed number of lanes, window by window, with a mask of the targets that count.
+
+    A lane reads on into the next lane's first byte, so that every byte but the first of `data` is a target once
+    (the last lane is the shorter one).
+    """
+    targets = len(data) - 1
+    lane_bytes = -(-targets // lanes)
+    padded = np.zeros(lanes * lane_bytes + window + 1, np.uint8)
+    padded[: len(data)] = data
+    starts = np.arange(lanes)[:, None] * lane_bytes
+    for place in range(0, lane_bytes, window):
+        offsets = place + np.arange(window + 1)
+        inside = (offsets[:-1] < lane_bytes) & (starts + offsets[:-1] < targets)
+        yield padded[np.minimum(starts + offsets, len(padded) - 1)], inside

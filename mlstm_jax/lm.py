@@ -1,0 +1,140 @@
+"""LanguageModel: what a user holds in Python."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mlstm_jax import checkpoint, convert, encode, generate, model
+from mlstm_jax.config import require
+from mlstm_jax.encode import Feature
+from mlstm_jax.log import progress
+from mlstm_jax.model import Params, Precision
+from mlstm_jax.recurrence import State, zero_state
+from mlstm_jax.text import frame, show
+from mlstm_jax.text import encode as to_bytes
+
+Clamp = Mapping[int, float]  # unit -> value of its cell state
+
+
+def load(path: str | Path | None = None) -> "LanguageModel":
+    """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
+
+    Raises UserError where there is nothing to open.
+    """
+    if path is None:
+        path = checkpoint.newest_run()
+        print(f"using {path}, the run with the newest checkpoint")
+    path = Path(path)
+    if not checkpoint.is_run(path):
+        return LanguageModel(convert.read(path), path)
+    params, meta = checkpoint.load_params(path, say=print)
+    return LanguageModel(params, path, is_run=True, update=meta["update"], heldout=meta["heldout_bits_per_byte"])
+
+
+def default_precision() -> Precision:
+    """bfloat16 matrix products on GPU and TPU, float32 on CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+class LanguageModel:
+    """A trained mLSTM: features of texts, traces, logits, bits per byte, samples."""
+
+    def __init__(
+        self,
+        params: Params,
+        path: Path,
+        *,
+        is_run: bool = False,
+        update: int | None = None,
+        heldout: float | None = None,
+        precision: Precision | None = None,
+    ):
+        self.params, self.path, self.is_run, self.update = params, path, is_run, update
+        self.bits_per_byte_heldout = heldout
+        self.hidden = params["wmh"].shape[0]
+        self.weights = jax.jit(model.prepare, static_argnums=1)(params, precision or default_precision())
+        self.digest = checkpoint.digest(params)
+
+    @property
+    def record_dir(self) -> Path:
+        """Where records of found units lie: in the run, or in the user's cache for weights that are not a run."""
+        if self.is_run:
+            return self.path / "units"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "mlstm_jax" / self.digest[:16] / "units"
+
+    def encode(
+        self, texts: list[str], feature: Feature = "cell", show_progress: bool = False
+    ) -> Float[np.ndarray, "texts hidden"]:
+        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`)."""
+        framed = [frame(text) for text in texts]
+        with progress("encoding", sum(map(len, framed)), show_progress) as done:
+            return encode.encode(self.weights, framed, feature, done)
+
+    def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
+        """The state after every byte of the framed text, float32 [bytes, hidden]."""
+        pieces = encode.trace(self.weights, frame(text), zero_state(self.weights, 1), None, feature)
+        return np.concatenate([piece for piece, _ in pieces])
+
+    def read(
+        self, data: bytes, state: State | None = None, clamp: Clamp | None = None
+    ) -> tuple[Float[np.ndarray, "bytes vocab"], State]:
+        """Logits of the byte after every byte of `data`, float32 [n, 256], and the state. Raw bytes, no framing."""
+        state = zero_state(self.weights, 1) if state is None else state
+        return encode.read(self.weights, data, state, self._clamp(clamp))
+
+    def bits_per_byte(self, data: bytes) -> float:
+        """Mean bits that bytes 2 ... n of `data` cost, from the zero state. Fewer than 2 bytes are a UserError."""
+        require(len(data) >= 2, "bits per byte needs at least 2 bytes")
+        nats, place = 0.0, 1
+        for logits, _ in encode.logits(self.weights, data[:-1], zero_state(self.weights, 1)):
+            targets = np.frombuffer(data[place : place + len(logits)], np.uint8)
+            log_probs = np.asarray(jax.nn.log_softmax(logits))
+            nats -= float(log_probs[np.arange(len(targets)), targets].sum())
+            place += len(targets)
+        return nats / (len(data) - 1) / np.log(2)
+
+    def generate(
+        self,
+        prime: str = "",
+        num: int = 1,
+        length: int = 200,
+        temperature: float = 1.0,
+        clamp: Clamp | None = None,
+        seed: int = 0,
+        raw: bool = False,
+        show_progress: bool = False,
+    ) -> list[str]:
+        """`num` texts: the prime and `length` bytes that follow, as valid UTF-8 (other bytes show as U+FFFD).
+
+        Reads "\\n " + prime unclamped (`raw`: the prime as it is), then holds the units of `clamp` while it writes.
+        Temperature 0 is argmax. Sample i has the key fold_in(seed, i).
+        """
+        require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
+        require(temperature >= 0, "temperature must be 0 (argmax) or more")
+        start = to_bytes(prime if raw else "\n " + prime)
+        with progress("sampling", num * length, show_progress) as done:
+            written = generate.generate(
+                self.weights, start, num, length, temperature, self._clamp(clamp), seed, done
+            )
+        return [show(to_bytes(prime) + text) for text in written]
+
+    def save(self, path: str | Path, format: convert.Format = "safetensors") -> None:
+        """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors"."""
+        convert.write(self.params, Path(path), format)
+
+    def _clamp(self, clamp: Clamp | None) -> Float[Array, "hidden"] | None:
+        """Values by unit as a vector, NaN where a unit is free. A unit that does not exist is a UserError."""
+        if not clamp:
+            return None
+        held = np.full(self.hidden, np.nan, np.float32)
+        for unit, value in clamp.items():
+            require(0 <= unit < self.hidden, f"unit {unit} does not exist; this model has units 0 to {self.hidden - 1}")
+            require(np.isfinite(value), f"unit {unit} cannot be held at {value}")
+            held[unit] = value
+        return jnp.asarray(held)

@@ -1,0 +1,112 @@
+"""What a run says of itself: the progress line, metrics.jsonl, TensorBoard files."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+@contextmanager
+def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and ETA on a terminal's standard error, nothing elsewhere; yields `done(bytes)`."""
+    columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class Log:
+    """The progress of one training run: a live line on a terminal, plain lines elsewhere, and its two records on disk."""
+
+    def __init__(self, run_dir: Path, update: int, total: int):
+        """Continue the records of `run_dir` after `update`: what lies beyond it is cut off, as it will be done again."""
+        self.total, self.first, self.begun = total, update, time.monotonic()
+        cut_back(run_dir / "metrics.jsonl", update)
+        self.file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
+        try:
+            from tensorboardX import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=update + 1)
+        except ImportError:
+            self.tensorboard = None
+            print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
+        self.console = Console()
+        self.bar = Progress(
+            TextColumn("{task.completed:>7,}/{task.total:,}"),
+            BarColumn(None),
+            TextColumn("{task.fields[line]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=total, completed=update, line="")
+
+    def __enter__(self) -> "Log":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+    def say(self, text: str) -> None:
+        """One line for people, above the progress line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def tick(self, update: int) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=update)
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        self.file.write(json.dumps({"update": update, **values}) + "\n")
+        self.file.flush()
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, update)
+
+    def training(self, update: int, values: dict[str, float]) -> None:
+        """Metrics of the last updates, also as the progress line."""
+        elapsed = time.monotonic() - self.begun
+        self.metrics(update, values | {"elapsed": round(elapsed, 2)})
+        line = (
+            f"{values['bits_per_byte']:.3f} bits/byte  gradient {values['gradient_norm']:.3f}  "
+            f"{values['bytes_per_second'] / 1000:.1f} kB/s"
+        )
+        self.bar.update(self.task, completed=update, line=line)
+        if not self.console.is_terminal:
+            left = elapsed / (update - self.first) * (self.total - update)
+            self.say(f"{update:>7,}/{self.total:,}  {line}  elapsed {clock(elapsed)}  left {clock(left)}")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def cut_back(path: Path, update: int) -> None:
+    """Drop the lines of metrics.jsonl beyond `update`."""
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["update"] <= update]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+

@@ -1,0 +1,35 @@
+"""Text to bytes and back: how a review becomes bytes of the model's one stream."""
+
+import html
+import re
+
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def frame(text: str) -> bytes:
+    """A review as the model reads it: html-unescaped, on one line, stripped, "\\n " before and " " after, UTF-8.
+
+    The same in training and evaluation (Radford et al. 2017, section 4). Bytes that `decode` could not read as UTF-8
+    come out as they went in; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD.
+    """
+    return encode("\n " + html.unescape(text).replace("\n", " ").strip() + " ")
+
+
+def encode(text: str) -> bytes:
+    """UTF-8 bytes, inverse of `decode`."""
+    return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
+
+
+def decode(data: bytes) -> str:
+    """Bytes as text for processing: invalid UTF-8 is kept, as the surrogates that `encode` turns back into bytes."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def show(data: bytes) -> str:
+    """Bytes as valid text for people: whatever is not UTF-8 shows as U+FFFD."""
+    return data.decode("utf-8", "replace")
+
+
+def is_empty(text: str) -> bool:
+    """Whether nothing of the text is left inside its frame."""
+    return not html.unescape(text).strip()

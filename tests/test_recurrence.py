@@ -1,0 +1,183 @@
+"""The cell and its loops against slow, obvious references."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlstm_jax import model, recurrence, training
+from mlstm_jax.config import ModelConfig
+
+HIDDEN = 24
+
+
+@pytest.fixture
+def params():
+    params = model.init(ModelConfig(hidden=HIDDEN, embed=8), seed=1)
+    return params | {"b": jax.random.normal(jax.random.key(2), params["b"].shape)}
+
+
+@pytest.fixture
+def data():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 20)), jnp.uint8)
+
+
+def some_state(batch, scale=0.5):
+    c, h = jax.random.normal(jax.random.key(3), (2, batch, HIDDEN)) * scale
+    return c, h
+
+
+def unroll_by_autodiff(weights, data, state):
+    """The plain scan, differentiated by jax: what `unroll` is checked against."""
+
+    def body(state, byte):
+        state = recurrence.step(weights, state, byte)
+        return state, state[1]
+
+    state, hidden = jax.lax.scan(body, state, data.T)
+    return hidden, state
+
+
+def test_matches_numpy_loop(params, data):
+    p = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    norm = lambda v, g: v / np.sqrt((v**2).sum(0)) * g
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    wx, wh = norm(p["wx"], p["gx"]), norm(p["wh"], p["gh"])
+    wmx, wmh = norm(p["wmx"], p["gmx"]), norm(p["wmh"], p["gmh"])
+    c, h = (np.asarray(s, np.float64) for s in some_state(3))
+    expected = []
+    for byte in np.asarray(data.T):
+        x = p["embed"][byte]
+        m = (x @ wmx) * (h @ wmh)
+        i, f, o, u = np.split(x @ wx + m @ wh + p["b"], 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
+        h = sigmoid(o) * np.tanh(c)
+        expected.append(h @ p["out"] + p["out_b"])
+    logits, state = model.forward(params, data, some_state(3))
+    np.testing.assert_allclose(logits, np.stack(expected, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state[0], c, rtol=1e-4, atol=1e-5)
+
+
+def test_two_windows_equal_one_long_window(params, data):
+    whole, last = model.forward(params, data, some_state(3))
+    first, state = model.forward(params, data[:, :13], some_state(3))
+    second, state = model.forward(params, data[:, 13:], state)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state, last, rtol=1e-5, atol=1e-6)
+
+
+def test_future_bytes_do_not_matter(params, data):
+    changed = data.at[:, 11:].add(1)
+    before, _ = model.forward(params, data, some_state(3))
+    after, _ = model.forward(params, changed, some_state(3))
+    assert (before[:, :11] == after[:, :11]).all()
+    assert (before[:, 11:] != after[:, 11:]).any(axis=2).all()
+
+
+def test_trained_path_equals_the_scan_of_steps(params, data):
+    weights = model.prepare(params)
+    hidden, state = recurrence.unroll(weights, data, some_state(3))
+    expected_state, expected = recurrence.scan(weights, data, some_state(3), emit=lambda s: s[1])
+    np.testing.assert_allclose(hidden.swapaxes(0, 1), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(state, expected_state, rtol=1e-6, atol=1e-7)
+
+
+def loss_through(unroll, params, data, state):
+    """A loss that depends on every output of the loop: all hidden states and the final (c, h)."""
+    weights = model.prepare(params)
+    hidden, (c, h) = unroll(weights, data[:, :-1], state)
+    logits = model.read_out(weights, hidden)
+    targets = jax.nn.one_hot(data[:, 1:].T, 256, dtype=logits.dtype)
+    return -(jax.nn.log_softmax(logits) * targets).mean() * 256 + (c**2).mean() + jnp.sin(h).mean()
+
+
+def test_hand_written_gradient_equals_autodiff(params, data):
+    gradients = [
+        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data, some_state(3))
+        for unroll in (recurrence.unroll, unroll_by_autodiff)
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
+        assert np.linalg.norm(theirs) > 0
+        assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
+
+
+def test_hand_written_gradient_equals_finite_differences_in_float64(params, data):
+    with jax.enable_x64(True):
+        weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (model.prepare(params), some_state(3)))
+        data = data[:, :8]
+
+        def loss(tree):
+            weights, state = tree
+            hidden, (c, h) = recurrence.unroll(weights, data, state)
+            return jnp.sin(3 * hidden).mean() + (c**2).mean() + (h**3).mean()
+
+        tree = (weights, state)
+        gradient = jax.grad(loss)(tree)
+        rng = np.random.default_rng(4)
+        for _ in range(3):
+            direction = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), tree)
+            shifted = lambda e: loss(jax.tree.map(lambda a, d: a + e * d, tree, direction))  # noqa: B023
+            numeric = (shifted(1e-6) - shifted(-1e-6)) / 2e-6
+            analytic = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
+            assert abs(numeric - analytic) < 1e-8 * max(1, abs(analytic))
+
+
+def loops(jaxpr):
+    """Every scan in a jaxpr, however deep."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from loops(inner)
+
+
+@pytest.mark.parametrize("unroll, accumulators", [(recurrence.unroll, 0), (unroll_by_autodiff, 1)])
+def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, accumulators):
+    """No loop carries or writes an array of a recurrent matrix's size; autodiff's does, so the check can fail."""
+    jaxpr = jax.make_jaxpr(jax.grad(partial(loss_through, unroll)))(params, data, some_state(3))
+    scans = list(loops(jaxpr.jaxpr))
+    assert len(scans) == 2
+    found = 0
+    for scan in scans:
+        carried_and_written = [v.aval.shape for v in scan.params["jaxpr"].jaxpr.outvars]
+        found += (HIDDEN, 4 * HIDDEN) in carried_and_written
+    assert found == accumulators
+
+
+def test_padding_and_lengths_leave_a_state_as_it_is(params, data):
+    weights = model.prepare(params)
+    lengths = jnp.array([5, 0, 20])
+    state, _ = recurrence.scan(weights, data, some_state(3), lengths)
+    short, _ = recurrence.scan(weights, data[:1, :5], tuple(s[:1] for s in some_state(3)))
+    np.testing.assert_allclose(state[0][0], short[0][0], rtol=1e-5, atol=1e-6)
+    assert (state[0][1] == some_state(3)[0][1]).all()
+
+
+def test_a_clamp_overwrites_the_cell_after_the_byte_and_leaves_that_bytes_hidden_state(params, data):
+    weights = model.prepare(params)
+    clamp = jnp.full(HIDDEN, jnp.nan).at[5].set(2.5)
+    c, h = recurrence.step(weights, some_state(3), data[:, 0], clamp)
+    free_c, free_h = recurrence.step(weights, some_state(3), data[:, 0])
+    assert (c[:, 5] == 2.5).all() and (h == free_h).all()
+    assert (jnp.delete(c, 5, axis=1) == jnp.delete(free_c, 5, axis=1)).all()
+
+
+def test_weight_norm_gain_starts_at_the_columns_own_norm_or_a_constant():
+    own = model.init(ModelConfig(hidden=8, embed=4), seed=0)
+    np.testing.assert_allclose(model.normalise(own["wh"], own["gh"]), own["wh"], rtol=1e-5)
+    constant = model.init(ModelConfig(hidden=8, embed=4, gain=0.5), seed=0)
+    np.testing.assert_allclose(np.linalg.norm(model.normalise(constant["wh"], constant["gh"]), axis=0), 0.5, rtol=1e-5)
+
+
+def test_types_are_kept_apart_under_strict_promotion(params, data):
+    """bfloat16 stays in the matrix products: state, logits and gradients are float32."""
+    with jax.numpy_dtype_promotion("strict"):
+        logits, (c, h) = model.forward(params, data, some_state(3), "bfloat16")
+        gradient = jax.grad(lambda p: training.loss(p, data, some_state(3), "bfloat16")[0])(params)
+    assert {a.dtype for a in (logits, c, h, *jax.tree.leaves(gradient))} == {jnp.dtype("float32")}
+    exact, _ = model.forward(params, data, some_state(3))
+    assert 0 < np.abs(logits - exact).max() < 3e-2

@@ -1,0 +1,239 @@
+"""Train an mLSTM byte by byte: `python train.py --config configs/amazon.py`. See --help for every field."""
+
+import json
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from mlstm_jax import config as configs
+from mlstm_jax.config import Config, UserError, require
+
+PRIMES = ("I ", "This movie ", "The ")
+
+
+def stored_config(run_dir: Path) -> Config | None:
+    """The config that a run was started with."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return configs.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir") from None
+
+
+def main(args: list[str] | None = None) -> int:
+    """Train, or resume, the run that the command line describes. Returns the exit status."""
+    config, old = configs.from_command_line(sys.argv[1:] if args is None else args, stored_config)
+    run_dir = Path(config.run_dir)
+    if old:
+        changed = configs.differences(old, config)
+        fixed = {name: pair for name, pair in changed.items() if name.split(".")[0] in configs.FIXED}
+        described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
+        require(
+            not fixed,
+            f"{run_dir} is another run: {described} may not change once a run has started; "
+            f"python train.py --run-dir {run_dir} resumes it as it is, another --run-dir starts anew",
+        )
+        if changed and set(changed) - {"more_updates", "run_dir"}:
+            print(f"changed for this run from now on: {described}")
+    elif run_dir.exists():
+        require(run_dir.is_dir() and not any(run_dir.iterdir()), f"{run_dir} exists and is not a run; name a new folder with --run-dir")
+
+    # Data first: what is wrong with it should be known before the slow imports.
+    from mlstm_jax.corpus.build import build
+    from mlstm_jax.corpus.windows import Windows
+
+    corpus = build(config)
+    windows = Windows(corpus.train, config.lanes, config.window)
+    for name, part in (("validation", corpus.validation), ("test", corpus.test)):
+        require(
+            len(part) > config.eval_lanes,
+            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_lanes} lanes; "
+            "raise --heldout or lower --eval-lanes",
+        )
+    print(corpus.summary)
+    print(f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; {windows.unused:,} bytes at the shards' ends fill no window")
+
+    from mlstm_jax import checkpoint
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with checkpoint.locked(run_dir):
+        checkpoint.write_config(run_dir, config)
+        return run(config, run_dir, corpus, windows)
+
+
+def run(config, run_dir, corpus, windows) -> int:
+    """The run itself: state, resume, loop, end."""
+    import jax
+    import numpy as np
+
+    from mlstm_jax import checkpoint, encode, generate, lm, log, model, training
+    from mlstm_jax.corpus.windows import scoring_windows
+    from mlstm_jax.text import show
+
+    precision = lm.default_precision() if config.precision == "auto" else config.precision
+    prepare = jax.jit(partial(model.prepare, precision=precision))
+    train_step = jax.jit(
+        partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state"
+    )
+
+    # State: a new one, or the newest whole checkpoint's.
+    planned = config.updates or max(1, round(config.epochs * len(windows)))
+    meta = {
+        "config": configs.to_dict(config),
+        "data": corpus.digest,
+        "position": 0,
+        "schedule": [0, planned],
+        "heldout_bits_per_byte": None,
+    }
+    restored = checkpoint.restore(run_dir, say=print)
+    if restored:
+        state, saved = restored
+        require(
+            saved["data"] == corpus.digest,
+            f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
+        )
+        meta |= {name: saved[name] for name in ("position", "schedule", "heldout_bits_per_byte")}
+        print(f"resuming {run_dir} after update {int(state.update):,}")
+    else:
+        state = training.init_state(model.init(config.model, config.seed), config.lanes)
+    update, (start, end) = int(state.update), meta["schedule"]
+    if config.more_updates:
+        require(update == end, f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do")
+        start, end = meta["schedule"] = [update, update + config.more_updates]
+    elif update == end:
+        print(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
+        return 0
+
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    device = jax.devices()[0]
+    print(f"{config.model.hidden} units, {parameters:,} parameters, {precision} on {device.platform} ({device.device_kind})")
+
+    def heldout(part) -> float:
+        part = part[: config.eval_bytes]
+        return training.bits_per_byte(
+            prepare(state.params), scoring_windows(part, config.eval_lanes, 128), config.eval_lanes
+        )
+
+    def sample(prime) -> str:
+        (text,) = generate.generate(
+            prepare(state.params), b"\n " + prime.encode(), num=1, length=160, temperature=0.7, seed=update
+        )
+        return prime + show(text)
+
+    def every(interval: int) -> bool:
+        return interval > 0 and (update % interval == 0 or update == end)
+
+    def save() -> None:
+        if int(state.skipped_in_a_row) == 0:
+            saver.save(state, meta)
+
+    interrupted = Interrupt()
+    saver = checkpoint.Saver(run_dir, config.keep)
+    recent, since = [], time.monotonic()
+    with interrupted, log.Log(run_dir, update, end) as out:
+        out.say("compiling the first update ...")
+        while update < end and not interrupted.signal:
+            window, fresh = windows.at(meta["position"])
+            rate = np.float32(training.learning_rate(config.learning_rate, update, start, end))
+            state, metrics = train_step(state, window, fresh, rate)
+            meta["position"] += 1
+            update += 1
+            recent.append(jax.device_get(metrics))  # waits for the update
+            out.tick(update)
+
+            if recent[-1]["skipped_in_a_row"] >= 10:
+                saver.close()
+                raise UserError(
+                    f"ten updates in a row were not finite, the last number {update}; lower --learning-rate in a new "
+                    f"run. The last good state is in {run_dir}"
+                )
+            if every(config.log_every):
+                seconds = time.monotonic() - since
+                out.training(
+                    update,
+                    {
+                        "bits_per_byte": mean(m["bits_per_byte"] for m in recent),
+                        "gradient_norm": mean(m["gradient_norm"] for m in recent),
+                        "learning_rate": float(rate),
+                        "bytes_per_second": len(recent) * config.lanes * config.window / seconds,
+                        "skipped": int(recent[-1]["skipped"]),
+                    },
+                )
+                recent, since = [], time.monotonic()
+            if every(config.eval_every):
+                meta["heldout_bits_per_byte"] = heldout(corpus.validation)
+                out.metrics(update, {"heldout_bits_per_byte": meta["heldout_bits_per_byte"]})
+                out.say(f"update {update:,}: {meta['heldout_bits_per_byte']:.4f} bits per byte held out")
+            if every(config.sample_every):
+                out.say("sample: " + " ".join(sample(PRIMES[0]).split()))
+            if every(config.save_every):
+                save()
+            if every(config.eval_every) or every(config.sample_every) or every(config.save_every):
+                since += 0 if recent else time.monotonic() - since
+
+        if interrupted.signal:
+            save()
+            saver.close()
+            out.say(f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on")
+            return 128 + interrupted.signal
+
+        test = heldout(corpus.test)
+        out.metrics(update, {"test_bits_per_byte": test})
+        save()
+        saver.close()
+
+    metrics = log.read_metrics(run_dir)
+    print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
+    picture(metrics, run_dir / "loss_curve.png")
+    for prime in PRIMES:
+        print("sample: " + " ".join(sample(prime).split()))
+    print(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
+    return 0
+
+
+def picture(metrics, path: Path) -> None:
+    """Draw the loss curve, where matplotlib is installed."""
+    try:
+        from mlstm_jax import plots
+
+        plots.loss_curve(metrics, path)
+    except ImportError:
+        print("matplotlib is not installed: no loss curve (pip install matplotlib)")
+
+
+def next_steps(run_dir: Path) -> str:
+    """The two commands to try on a trained run."""
+    return f"  python eval_sst.py {run_dir}\n  python sample.py {run_dir} --prime 'This movie '"
+
+
+def mean(values) -> float:
+    values = [float(v) for v in values]
+    return sum(values) / len(values)
+
+
+class Interrupt:
+    """Remembers a Ctrl-C or SIGTERM, so that the loop can save before it ends; a second one ends at once."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> "Interrupt":
+        self.before = {s: signal.signal(s, self.remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def remember(self, number, frame) -> None:
+        """Note the signal and give the next one its usual effect."""
+        self.signal = number
+        signal.signal(number, self.before[number])
+
+
+if __name__ == "__main__":
+    configs.script(main)
