@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def main(args: list[str] | None = None) -> int:
         if changed and set(changed) - {"more_updates", "run_dir"}:
             print(f"changed for this run from now on: {described}")
     elif run_dir.exists():
-        require(run_dir.is_dir() and not any(run_dir.iterdir()), f"{run_dir} exists and is not a run; name a new folder with --run-dir")
+        empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
+        require(empty, f"{run_dir} exists and is not a run; name a new folder with --run-dir")
 
     # Data first: what is wrong with it should be known before the slow imports.
     from mlstm_jax.corpus.build import build
@@ -55,13 +57,16 @@ def main(args: list[str] | None = None) -> int:
             "raise --heldout or lower --eval-lanes",
         )
     print(corpus.summary)
-    print(f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; {windows.unused:,} bytes at the shards' ends fill no window")
+    print(
+        f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "
+        f"{windows.unused:,} bytes at the shards' ends fill no window"
+    )
 
     from mlstm_jax import checkpoint
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with checkpoint.locked(run_dir):
-        checkpoint.write_config(run_dir, config)
+        checkpoint.write_config(run_dir, replace(config, more_updates=0))
         return run(config, run_dir, corpus, windows)
 
 
@@ -70,20 +75,18 @@ def run(config, run_dir, corpus, windows) -> int:
     import jax
     import numpy as np
 
-    from mlstm_jax import checkpoint, encode, generate, lm, log, model, training
+    from mlstm_jax import checkpoint, generate, lm, log, model, training
     from mlstm_jax.corpus.windows import scoring_windows
-    from mlstm_jax.text import show
+    from mlstm_jax.text import printable, show
 
     precision = lm.default_precision() if config.precision == "auto" else config.precision
     prepare = jax.jit(partial(model.prepare, precision=precision))
-    train_step = jax.jit(
-        partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state"
-    )
+    train_step = jax.jit(partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state")
 
     # State: a new one, or the newest whole checkpoint's.
     planned = config.updates or max(1, round(config.epochs * len(windows)))
     meta = {
-        "config": configs.to_dict(config),
+        "config": configs.to_dict(replace(config, more_updates=0)),
         "data": corpus.digest,
         "position": 0,
         "schedule": [0, planned],
@@ -102,7 +105,10 @@ def run(config, run_dir, corpus, windows) -> int:
         state = training.init_state(model.init(config.model, config.seed), config.lanes)
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
-        require(update == end, f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do")
+        require(
+            update == end,
+            f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do",
+        )
         start, end = meta["schedule"] = [update, update + config.more_updates]
     elif update == end:
         print(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
@@ -110,7 +116,8 @@ def run(config, run_dir, corpus, windows) -> int:
 
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     device = jax.devices()[0]
-    print(f"{config.model.hidden} units, {parameters:,} parameters, {precision} on {device.platform} ({device.device_kind})")
+    size = f"{config.model.hidden} units, {parameters:,} parameters"
+    print(f"{size}, {precision} on {device.platform} ({device.device_kind})")
 
     def heldout(part) -> float:
         part = part[: config.eval_bytes]
@@ -118,18 +125,13 @@ def run(config, run_dir, corpus, windows) -> int:
             prepare(state.params), scoring_windows(part, config.eval_lanes, 128), config.eval_lanes
         )
 
-    def sample(prime) -> str:
-        (text,) = generate.generate(
-            prepare(state.params), b"\n " + prime.encode(), num=1, length=160, temperature=0.7, seed=update
-        )
-        return prime + show(text)
+    def sample(number) -> str:
+        prime, weights = PRIMES[number], prepare(state.params)
+        (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, temperature=0.7, seed=update + number)
+        return "sample: " + printable(" ".join((prime + show(text)).split()))
 
     def every(interval: int) -> bool:
         return interval > 0 and (update % interval == 0 or update == end)
-
-    def save() -> None:
-        if int(state.skipped_in_a_row) == 0:
-            saver.save(state, meta)
 
     interrupted = Interrupt()
     saver = checkpoint.Saver(run_dir, config.keep)
@@ -145,52 +147,56 @@ def run(config, run_dir, corpus, windows) -> int:
             recent.append(jax.device_get(metrics))  # waits for the update
             out.tick(update)
 
-            if recent[-1]["skipped_in_a_row"] >= 10:
+            if recent[-1]["skipped_in_a_row"]:
+                out.say(f"update {update:,} was not finite: skipped, {recent[-1]['skipped']} so far")
+            if recent[-1]["skipped_in_a_row"] == 10:
+                saver.save(state, meta)
                 saver.close()
                 raise UserError(
-                    f"ten updates in a row were not finite, the last number {update}; lower --learning-rate in a new "
-                    f"run. The last good state is in {run_dir}"
+                    f"ten updates in a row were not finite, so the run was stopped; {run_dir} holds the state before "
+                    "them. A new run with a lower --learning-rate or a --clip may go better"
                 )
             if every(config.log_every):
-                seconds = time.monotonic() - since
-                out.training(
-                    update,
-                    {
-                        "bits_per_byte": mean(m["bits_per_byte"] for m in recent),
-                        "gradient_norm": mean(m["gradient_norm"] for m in recent),
+                done = [m for m in recent if not m["skipped_in_a_row"]]
+                if done:
+                    values = {
+                        "bits_per_byte": mean(m["bits_per_byte"] for m in done),
+                        "gradient_norm": mean(m["gradient_norm"] for m in done),
                         "learning_rate": float(rate),
-                        "bytes_per_second": len(recent) * config.lanes * config.window / seconds,
+                        "bytes_per_second": len(recent) * config.lanes * config.window / (time.monotonic() - since),
                         "skipped": int(recent[-1]["skipped"]),
-                    },
-                )
+                    }
+                    out.training(update, values)
                 recent, since = [], time.monotonic()
             if every(config.eval_every):
                 meta["heldout_bits_per_byte"] = heldout(corpus.validation)
                 out.metrics(update, {"heldout_bits_per_byte": meta["heldout_bits_per_byte"]})
                 out.say(f"update {update:,}: {meta['heldout_bits_per_byte']:.4f} bits per byte held out")
             if every(config.sample_every):
-                out.say("sample: " + " ".join(sample(PRIMES[0]).split()))
+                out.say(sample(0))
             if every(config.save_every):
-                save()
-            if every(config.eval_every) or every(config.sample_every) or every(config.save_every):
-                since += 0 if recent else time.monotonic() - since
+                saver.save(state, meta)
+            if not recent:
+                since = time.monotonic()  # what follows a line of progress does not count as training time
 
         if interrupted.signal:
-            save()
+            saver.save(state, meta)
             saver.close()
-            out.say(f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on")
+            out.say(
+                f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on"
+            )
             return 128 + interrupted.signal
 
         test = heldout(corpus.test)
         out.metrics(update, {"test_bits_per_byte": test})
-        save()
+        saver.save(state, meta)
         saver.close()
 
     metrics = log.read_metrics(run_dir)
     print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")
-    for prime in PRIMES:
-        print("sample: " + " ".join(sample(prime).split()))
+    for number in range(len(PRIMES)):
+        print(sample(number))
     print(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
     return 0
 
@@ -211,6 +217,7 @@ def next_steps(run_dir: Path) -> str:
 
 
 def mean(values) -> float:
+    """Arithmetic mean of an iterator of numbers."""
     values = [float(v) for v in values]
     return sum(values) / len(values)
 

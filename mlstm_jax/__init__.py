@@ -1,4 +1,4 @@
-"""The sentiment neuron in JAX: train a byte-level mLSTM on reviews, find the unit that carries sentiment, write with it held."""
+"""The sentiment neuron in JAX: a byte-level mLSTM, its unit that carries sentiment, reviews with that unit held."""
 
 __all__ = ["LanguageModel", "load"]
 

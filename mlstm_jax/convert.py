@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, numpy as safetensors
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
 from mlstm_jax.config import UserError, require
 from mlstm_jax.model import Params
@@ -22,7 +23,7 @@ GATES = "ifou"
 
 
 def read(path: Path) -> Params:
-    """Float32 parameters from the paper's release (a folder of 0.npy ... 14.npy), the reproduction's model.npy, or safetensors.
+    """Float32 parameters: the paper's release (folder of 0.npy ... 14.npy), the reproduction's model.npy, safetensors.
 
     Raises UserError for anything else, a missing array, shapes that disagree. Nothing in the files is executed.
     """
@@ -38,7 +39,9 @@ def read(path: Path) -> Params:
             raise UserError(f"{file}: {error}") from None
     else:
         known = "a run folder, a folder of 0.npy ... 14.npy, a model.npy, a .safetensors file"
-        raise UserError(f"{path} {'holds no weights known here' if path.exists() else 'does not exist'}; known are {known}")
+        raise UserError(
+            f"{path} {'holds no weights known here' if path.exists() else 'does not exist'}; known are {known}"
+        )
     _check(path, params)
     return {name: jnp.asarray(params[name], jnp.float32) for name in _shapes(1, 1)}
 
@@ -65,7 +68,8 @@ def write(params: Params, path: Path, format: Format) -> None:
 def _from_openai(a):
     embed, wx, *wh, wmx, wmh, b, gx, gh, gmx, gmh, out, out_b = a
     gates = np.concatenate(wh, axis=1)
-    return dict(embed=embed, wx=wx, wh=gates, wmx=wmx, wmh=wmh, b=b, gx=gx, gh=gh, gmx=gmx, gmh=gmh, out=out, out_b=out_b)
+    names = "embed wx wh wmx wmh b gx gh gmx gmh out out_b".split()
+    return dict(zip(names, (embed, wx, gates, wmx, wmh, b, gx, gh, gmx, gmh, out, out_b), strict=True))
 
 
 def _to_openai(p):
@@ -74,7 +78,9 @@ def _to_openai(p):
 
 
 def _from_seed(arrays):
-    require(len(arrays) == len(SEED_ORDER), f"{len(arrays)} arrays where the reproduction's model.npy has {len(SEED_ORDER)}")
+    require(
+        len(arrays) == len(SEED_ORDER), f"{len(arrays)} arrays where the reproduction's model.npy has {len(SEED_ORDER)}"
+    )
     named = dict(zip(SEED_ORDER, arrays, strict=True))
     params = {}
     for name in _shapes(1, 1):
@@ -84,7 +90,11 @@ def _from_seed(arrays):
 
 
 def _to_seed(p):
-    parts = {f"{name}.{gate}": part for name in ("wx", "wh", "b", "gx", "gh") for gate, part in zip(GATES, np.split(p[name], 4, -1), strict=True)}
+    parts = {
+        f"{name}.{gate}": part
+        for name in ("wx", "wh", "b", "gx", "gh")
+        for gate, part in zip(GATES, np.split(p[name], 4, -1), strict=True)
+    }
     arrays = np.empty(len(SEED_ORDER), object)
     for n, name in enumerate(SEED_ORDER):
         array = np.ascontiguousarray({**p, **parts}[name])
@@ -95,8 +105,8 @@ def _to_seed(p):
 def _shapes(e, h):
     """Every parameter's shape, by embedding width and hidden units."""
     return dict(
-        embed=(256, e), wx=(e, 4 * h), wh=(h, 4 * h), wmx=(e, h), wmh=(h, h), gx=(4 * h,), gh=(4 * h,), gmx=(h,), gmh=(h,),
-        b=(4 * h,), out=(h, 256), out_b=(256,),
+        embed=(256, e), wx=(e, 4 * h), wh=(h, 4 * h), wmx=(e, h), wmh=(h, h), b=(4 * h,),
+        gx=(4 * h,), gh=(4 * h,), gmx=(h,), gmh=(h,), out=(h, 256), out_b=(256,),
     )  # fmt: skip
 
 
@@ -131,7 +141,7 @@ def _read_npy(path):
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            if header(file)[2] == object:
+            if header(file)[2].hasobject:
                 return _ArraysOnly(file, encoding="latin1").load()
         return np.load(path, allow_pickle=False)
     except (ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:

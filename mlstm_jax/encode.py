@@ -71,8 +71,8 @@ def logits(
     weights: Weights, data: bytes, state: State, clamp: Float[Array, "hidden"] | None = None
 ) -> Iterator[tuple[Float[np.ndarray, "bytes vocab"], State]]:
     """Logits of the byte that follows every byte, and the state, piece by piece."""
-    for hidden, state in trace(weights, data, state, clamp, "hidden"):
-        yield np.asarray(_read_out(weights, hidden)), state
+    for hidden, after in trace(weights, data, state, clamp, "hidden"):
+        yield np.asarray(_read_out(weights, hidden)), after
 
 
 def read(
@@ -80,6 +80,7 @@ def read(
 ) -> tuple[Float[np.ndarray, "bytes vocab"], State]:
     """All of `logits` in one array, and the last state."""
     pieces = [np.zeros((0, weights.out_b.shape[0]), np.float32)]
-    for piece, state in logits(weights, data, state, clamp):
+    for piece, after in logits(weights, data, state, clamp):
         pieces.append(piece)
+        state = after
     return np.concatenate(pieces), state

@@ -53,8 +53,8 @@ def generate(
     group = GROUP if jax.default_backend() == "cpu" else num
     clamp = jnp.full(weights.wmh.shape[0], jnp.nan) if clamp is None else jnp.asarray(clamp, jnp.float32)
     state = zero_state(weights, 1)
-    for _, state in trace(weights, prime, state, None, "hidden"):
-        pass
+    for _, after in trace(weights, prime, state, None, "hidden"):
+        state = after
     samples = []
     for first in range(0, num, group):
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group))

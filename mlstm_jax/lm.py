@@ -1,7 +1,9 @@
 """LanguageModel: what a user holds in Python."""
 
 import os
+import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +17,8 @@ from mlstm_jax.encode import Feature
 from mlstm_jax.log import progress
 from mlstm_jax.model import Params, Precision
 from mlstm_jax.recurrence import State, zero_state
-from mlstm_jax.text import frame, show
 from mlstm_jax.text import encode as to_bytes
+from mlstm_jax.text import frame, show
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 
@@ -28,11 +30,11 @@ def load(path: str | Path | None = None) -> "LanguageModel":
     """
     if path is None:
         path = checkpoint.newest_run()
-        print(f"using {path}, the run with the newest checkpoint")
+        print(f"using {path}, the run with the newest checkpoint", file=sys.stderr)
     path = Path(path)
     if not checkpoint.is_run(path):
         return LanguageModel(convert.read(path), path)
-    params, meta = checkpoint.load_params(path, say=print)
+    params, meta = checkpoint.load_params(path, say=partial(print, file=sys.stderr))
     return LanguageModel(params, path, is_run=True, update=meta["update"], heldout=meta["heldout_bits_per_byte"])
 
 
@@ -57,7 +59,8 @@ class LanguageModel:
         self.params, self.path, self.is_run, self.update = params, path, is_run, update
         self.bits_per_byte_heldout = heldout
         self.hidden = params["wmh"].shape[0]
-        self.weights = jax.jit(model.prepare, static_argnums=1)(params, precision or default_precision())
+        self.precision = precision or default_precision()
+        self.weights = jax.jit(model.prepare, static_argnums=1)(params, self.precision)
         self.digest = checkpoint.digest(params)
 
     @property
@@ -119,9 +122,7 @@ class LanguageModel:
         require(temperature >= 0, "temperature must be 0 (argmax) or more")
         start = to_bytes(prime if raw else "\n " + prime)
         with progress("sampling", num * length, show_progress) as done:
-            written = generate.generate(
-                self.weights, start, num, length, temperature, self._clamp(clamp), seed, done
-            )
+            written = generate.generate(self.weights, start, num, length, temperature, self._clamp(clamp), seed, done)
         return [show(to_bytes(prime) + text) for text in written]
 
     def save(self, path: str | Path, format: convert.Format = "safetensors") -> None:

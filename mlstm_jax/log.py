@@ -1,7 +1,6 @@
 """What a run says of itself: the progress line, metrics.jsonl, TensorBoard files."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from mlstm_jax.disk import atomic
+
 
 @contextmanager
 def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and ETA on a terminal's standard error, nothing elsewhere; yields `done(bytes)`."""
-    columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", TransferSpeedColumn(), TimeRemainingColumn())
+    """A bar with rate and ETA on standard error where that is a terminal; yields `done(bytes)`."""
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        "{task.percentage:>3.0f}%",
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(what, total=total)
@@ -23,10 +30,10 @@ def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[int
 
 
 class Log:
-    """The progress of one training run: a live line on a terminal, plain lines elsewhere, and its two records on disk."""
+    """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk."""
 
     def __init__(self, run_dir: Path, update: int, total: int):
-        """Continue the records of `run_dir` after `update`: what lies beyond it is cut off, as it will be done again."""
+        """Continue the records of `run_dir` after `update`: what lies beyond is cut off, as it will be done again."""
         self.total, self.first, self.begun = total, update, time.monotonic()
         cut_back(run_dir / "metrics.jsonl", update)
         self.file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
@@ -105,8 +112,5 @@ def cut_back(path: Path, update: int) -> None:
     """Drop the lines of metrics.jsonl beyond `update`."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["update"] <= update]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-
+        with atomic(path) as file:
+            file.write("".join(kept).encode())

@@ -72,7 +72,7 @@ def read_out(weights: Weights, h: Float[Array, "*batch hidden"]) -> Float[Array,
 def forward(
     params: Params, data: UInt8[Array, "batch time"], state: State, precision: Precision = "float32"
 ) -> tuple[Float[Array, "batch time vocab"], State]:
-    """Logits of the byte that follows each byte of `data`, and the state after the last: read-out, time loop, prepare."""
+    """Logits of the byte after each byte of `data`, and the state after the last: prepare, time loop, read-out."""
     weights = prepare(params, precision)
     hidden, state = unroll(weights, data, state)
     return read_out(weights, hidden).swapaxes(0, 1), state

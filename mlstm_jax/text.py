@@ -4,6 +4,7 @@ import html
 import re
 
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_ENDLESS_REFERENCE = re.compile("(&#[0-9]{600})[0-9]+")
 
 
 def frame(text: str) -> bytes:
@@ -12,7 +13,7 @@ def frame(text: str) -> bytes:
     The same in training and evaluation (Radford et al. 2017, section 4). Bytes that `decode` could not read as UTF-8
     come out as they went in; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD.
     """
-    return encode("\n " + html.unescape(text).replace("\n", " ").strip() + " ")
+    return encode("\n " + _unescape(text).replace("\n", " ").strip() + " ")
 
 
 def encode(text: str) -> bytes:
@@ -32,4 +33,14 @@ def show(data: bytes) -> str:
 
 def is_empty(text: str) -> bool:
     """Whether nothing of the text is left inside its frame."""
-    return not html.unescape(text).strip()
+    return not _unescape(text).strip()
+
+
+def _unescape(text):
+    # Python refuses to read a decimal number of thousands of digits; 600 of them are no character either, as html says.
+    return html.unescape(_ENDLESS_REFERENCE.sub(r"\1", text))
+
+
+def printable(text: str) -> str:
+    """Text that is safe on a terminal: control characters other than a newline or tab show as U+FFFD."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)

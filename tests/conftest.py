@@ -4,13 +4,18 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from pathlib import Path
+
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-# Before anything of the package is imported: every jaxtyping annotation becomes a check.
-_hook = install_import_hook("mlstm_jax", "beartype.beartype")
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
-import jax
-import pytest
+# Before anything of the package is imported: every annotation becomes a check.
+_hook = install_import_hook("mlstm_jax", "conftest.typechecker")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -18,6 +23,4 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def golden():
     """The folder of reference values."""
-    from pathlib import Path
-
     return Path(__file__).parent / "golden"

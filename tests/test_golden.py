@@ -45,7 +45,9 @@ def test_training_losses_agree_with_the_reproduction(golden):
     steps = int(38.8e9 / (window * lanes))
 
     state = training.init_state(convert.read(golden / "seed" / "model.npy"), lanes)
-    step = jax.jit(lambda state, window, rate: training.train_step(state, window, False, rate, clip=0.0, precision="float32"))
+    step = jax.jit(
+        lambda state, window, rate: training.train_step(state, window, False, rate, clip=0.0, precision="float32")
+    )
     losses = []
     for k in range(40):
         columns = slice(k * window, (k + 1) * window)

@@ -38,7 +38,9 @@ def build(config: Config) -> Corpus:
         framed = [frame(text) for text in texts if not is_empty(text)]
         dropped = len(texts) - len(framed)
         splits = _split(framed, config)
-    parts = {name: [f for f, split in zip(framed, splits) if split == name] for name in ("train", "dev", "test")}
+    parts = {"train": [], "dev": [], "test": []}
+    for review, split in zip(framed, splits, strict=True):
+        parts[split].append(review)
     require(
         len(parts["train"]) >= config.shards,
         f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards",
@@ -50,9 +52,10 @@ def build(config: Config) -> Corpus:
     for part in (*shards, validation, test):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
+    trained = f"{sum(map(len, shards)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}"
     summary = (
         f"{config.data}: {len(framed):,} reviews ({dropped:,} empty ones dropped), {sum(map(len, framed)):,} bytes; "
-        f"{len(parts['train']):,} to train on ({sum(map(len, shards)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}), "
+        f"{len(parts['train']):,} to train on ({trained}), "
         f"{len(parts['dev']):,} for validation, {len(parts['test']):,} for the test"
     )
     return Corpus(shards, validation, test, digest.hexdigest(), summary)
@@ -63,7 +66,7 @@ def _split(framed, config):
     distinct = sorted(set(framed), key=lambda f: hashlib.sha256(f).digest())
     require(distinct, f"{config.data} holds no text; every line or row is empty")
     require(len(distinct) >= 3, f"{config.data} holds {len(distinct)} different reviews; 3 are needed to hold some out")
-    count = max(1, round(config.heldout * len(distinct)))
+    count = max(1, min(round(config.heldout * len(distinct)), (len(distinct) - 1) // 2))
     named = dict.fromkeys(distinct[:count], "dev") | dict.fromkeys(distinct[count : 2 * count], "test")
     return [named.get(f, "train") for f in framed]
 

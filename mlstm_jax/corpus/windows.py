@@ -1,4 +1,4 @@
-"""The stream of training windows and the lanes of held-out scoring, cut from byte arrays. A place in it is one number."""
+"""The stream of training windows and the lanes of held-out scoring, cut from bytes. A place in it is one number."""
 
 from collections.abc import Iterator
 
@@ -25,8 +25,8 @@ class Windows:
         for number, shard in enumerate(shards):
             require(
                 len(shard) >= need,
-                f"shard {number + 1} of {len(shards)} has {len(shard):,} bytes, but {lanes} lanes x {window} bytes + 1 = "
-                f"{need:,} are needed for one update; lower --lanes, --window or --shards",
+                f"shard {number + 1} of {len(shards)} has {len(shard):,} bytes, but {lanes} lanes x {window} bytes + 1 "
+                f"= {need:,} are needed for one update; lower --lanes, --window or --shards",
             )
         self.counts = np.array([(len(shard) - 1) // (lanes * window) for shard in shards])
 
@@ -39,7 +39,7 @@ class Windows:
         """Bytes at the shards' ends that fill no window."""
         return sum(map(len, self.shards)) - len(self) * self.lanes * self.window
 
-    def at(self, position: int) -> tuple[UInt8[np.ndarray, "lanes window+1"], bool]:
+    def at(self, position: int) -> tuple[UInt8[np.ndarray, "{self.lanes} {self.window}+1"], bool]:
         """Window number `position`, and whether a shard begins there, where the state starts from zero."""
         place = position % len(self)
         ends = np.cumsum(self.counts)
@@ -52,7 +52,7 @@ class Windows:
 
 def scoring_windows(
     data: Bytes, lanes: int, window: int
-) -> Iterator[tuple[UInt8[np.ndarray, "lanes window+1"], Bool[np.ndarray, "lanes window"]]]:
+) -> Iterator[tuple[UInt8[np.ndarray, "lanes window_and_one"], Bool[np.ndarray, "lanes window"]]]:
     """All of `data` in a fixed number of lanes, window by window, with a mask of the targets that count.
 
     A lane reads on into the next lane's first byte, so that every byte but the first of `data` is a target once
@@ -66,4 +66,4 @@ def scoring_windows(
     for place in range(0, lane_bytes, window):
         offsets = place + np.arange(window + 1)
         inside = (offsets[:-1] < lane_bytes) & (starts + offsets[:-1] < targets)
-        yield padded[np.minimum(starts + offsets, len(padded) - 1)], inside
+        yield padded[starts + offsets], inside

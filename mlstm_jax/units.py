@@ -1,0 +1,102 @@
+"""The unit record: the unit of the weights that carries sentiment. Evaluation writes it, sampling reads it."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlstm_jax.config import UserError, require
+from mlstm_jax.disk import atomic
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """A found unit, all that was measured of it, and the whole probe that found it."""
+
+    digest: str
+    """SHA-256 of the weights in which the unit was found."""
+    update: int | None
+    """The update of those weights; None where they do not say."""
+    task: str
+    note: str
+    """What the task's split is."""
+    feature: str
+    """"cell", "tanh_cell" or "hidden"."""
+    unit: int
+    sign: int
+    """+1 where positive texts have the higher mean, else -1."""
+    mean_negative: float
+    mean_positive: float
+    deviation: float
+    """Standard deviation of the values around their class means."""
+    threshold: float
+    """A text is positive where sign * value > sign * threshold."""
+    a: float
+    """P(positive) = sigmoid(a * value + b)."""
+    b: float
+    c: float
+    """Inverse strength of the probe's L1 penalty."""
+    coefficients: tuple[float, ...]
+    """The probe: a text is positive where features @ coefficients + intercept > 0."""
+    intercept: float
+    accuracy_all: float
+    """Of the probe on the test texts."""
+    accuracy_alone: float
+    """Of the unit and its threshold on the test texts."""
+    units_used: int
+    """Units whose coefficient is not zero."""
+
+    def __post_init__(self):
+        known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
+        require(known and 0 <= self.unit < len(self.coefficients), "not a unit record")
+        numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
+        require(all(map(math.isfinite, (*numbers, *self.coefficients))), "a unit record holds finite numbers only")
+
+
+def save(record: UnitRecord, folder: Path) -> Path:
+    """Write the record to `folder/<task>.json`, whole or not at all, and return that path."""
+    path = folder / f"{record.task}.json"
+    with atomic(path) as file:
+        file.write(json.dumps(dataclasses.asdict(record), indent=1).encode())
+    return path
+
+
+def load(folder: Path, digest: str, task: str | None = None) -> UnitRecord:
+    """The record of these weights for a task; None takes the newest of any task.
+
+    Raises UserError, with the command that finds the unit again, where there is none, where the weights are others
+    (`digest` differs), and where the file is damaged.
+    """
+    paths = [folder / f"{task}.json"] if task else list(folder.glob("*.json"))
+    paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    for path in paths:
+        record = _read(path)
+        if record.digest == digest:
+            return record
+    problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folder / (task or '*')}.json"
+    raise UserError(f"{problem}; find the unit of these weights: {command(task)}")
+
+
+def clamp_value(record: UnitRecord, k: float) -> float:
+    """The cell state at which to hold the unit: the midpoint of the class means + k * sign * deviation.
+
+    k above 0 is positive whichever way the unit points. Raises UserError for a record of another feature: only the
+    cell state can be held.
+    """
+    found = f"this unit was found in the feature {record.feature}, and only a cell state can be held"
+    require(record.feature == "cell", f"{found}; find it there: {command(record.task)} --feature cell")
+    return (record.mean_negative + record.mean_positive) / 2 + k * record.sign * record.deviation
+
+
+def command(task: str | None) -> str:
+    """The command that finds a unit."""
+    return "python eval_sst.py RUN" + (f" --task {task}" if task not in (None, "sst") else "")
+
+
+def _read(path: Path) -> UnitRecord:
+    try:
+        fields = json.loads(path.read_bytes())
+        return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; find the unit again: {command(path.stem)}") from None

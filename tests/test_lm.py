@@ -1,0 +1,230 @@
+"""What a user holds: features, traces, logits, samples, weights in and out. Laws, not figures."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlstm_jax
+from mlstm_jax import encode, generate, model
+from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax.lm import LanguageModel
+from mlstm_jax.text import frame
+
+CLOSE = dict(rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """A small model with weights large enough that bytes matter and samples vary."""
+    params = model.init(ModelConfig(hidden=32, embed=8), seed=5)
+    return LanguageModel(params | {"gh": params["gh"] * 3, "out": params["out"] * 4}, Path("nowhere"))
+
+
+TEXTS = ["", "x", "A good film.", "Ünïcödé ☃ 🙂", "long " * 70, "&lt;br /&gt;", "A good film."]
+
+
+def test_batch_order_does_not_change_features(lm):
+    features = lm.encode(TEXTS)
+    np.testing.assert_allclose(lm.encode(TEXTS[::-1])[::-1], features, **CLOSE)
+    assert (features[2] == features[6]).all() and not np.allclose(features[2], features[3])
+
+
+def test_padding_does_not_change_features(lm):
+    features = lm.encode(TEXTS)
+    for text, feature in zip(TEXTS, features, strict=True):
+        np.testing.assert_allclose(lm.encode([text])[0], feature, **CLOSE)
+
+
+def test_more_texts_than_lanes(lm):
+    texts = [f"text {n} " * (n % 7 + 1) for n in range(2 * encode.LANES + 3)]
+    features = lm.encode(texts)
+    for n in (0, 64, 130):
+        np.testing.assert_allclose(lm.encode([texts[n]])[0], features[n], **CLOSE)
+    assert lm.encode([]).shape == (0, 32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(text=st.text())
+def test_features_of_any_text_are_the_end_of_its_trace(lm, text):
+    trace = lm.trace(text)
+    assert trace.shape == (len(frame(text)), 32)
+    np.testing.assert_allclose(lm.encode([text, "another"])[0], trace[-1], **CLOSE)
+
+
+@pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
+def test_features_are_parts_of_the_state(lm, feature):
+    _, (c, h) = lm.read(frame("A good film."))
+    expected = {"cell": c, "tanh_cell": np.tanh(c), "hidden": h}[feature][0]
+    np.testing.assert_allclose(lm.encode(["A good film."], feature)[0], expected, **CLOSE)
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.binary(max_size=600), cut=st.integers(0, 600))
+def test_reading_in_two_pieces_equals_reading_at_once(lm, data, cut):
+    logits, state = lm.read(data)
+    assert logits.shape == (len(data), 256)
+    first, between = lm.read(data[:cut])
+    second, end = lm.read(data[cut:], between)
+    np.testing.assert_allclose(np.concatenate([first, second]), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(end, state, rtol=1e-4, atol=1e-5)
+
+
+def test_bits_per_byte_is_the_mean_over_bytes_two_to_n(lm):
+    data = b"A good film, and not too long. " * 20
+    logits, _ = lm.read(data)
+    log_probs = np.asarray(jax.nn.log_softmax(logits[:-1]))
+    targets = np.frombuffer(data[1:], np.uint8)
+    expected = -log_probs[np.arange(len(targets)), targets].mean() / np.log(2)
+    assert lm.bits_per_byte(data) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="at least 2 bytes"):
+        lm.bits_per_byte(b"x")
+
+
+def greedy(lm, start, length, clamp=None):
+    """Argmax continuation, one read a byte."""
+    logits, state = lm.read(start)
+    written = b""
+    for _ in range(length):
+        byte = bytes([int(logits[-1].argmax())])
+        written += byte
+        logits, state = lm.read(byte, state, clamp)
+    return written
+
+
+@pytest.mark.parametrize("clamp", [None, {3: 2.0}, {3: -2.0, 30: 1.0}])
+def test_temperature_zero_is_argmax_of_the_logits_that_reading_gives(lm, clamp):
+    texts = lm.generate("I ", num=2, length=70, temperature=0, clamp=clamp, seed=1)
+    expected = ("I ".encode() + greedy(lm, b"\n I ", 70, clamp)).decode("utf-8", "replace")
+    assert texts == [expected, expected]
+
+
+def test_a_clamp_changes_what_is_written(lm):
+    texts = {lm.generate("I ", length=60, temperature=0, clamp={3: value})[0] for value in (-3.0, 0.0, 3.0)}
+    assert len(texts) == 3
+
+
+def test_one_seed_gives_one_text_alone_and_in_a_batch(lm):
+    batch = lm.generate("The ", num=20, length=80, seed=3)
+    assert lm.generate("The ", num=1, length=80, seed=3) == batch[:1]
+    assert lm.generate("The ", num=3, length=80, seed=3) == batch[:3]
+    assert len(set(batch)) == 20
+    assert lm.generate("The ", num=1, length=80, seed=4) != batch[:1]
+
+
+def test_a_longer_sample_begins_like_a_shorter_one(lm):
+    (long,) = lm.generate("The ", length=150, seed=3)
+    (short,) = lm.generate("The ", length=40, seed=3)
+    assert long.startswith(short.rstrip("\ufffd"))
+    assert lm.generate("The ", length=0) == ["The "]
+
+
+def test_drawn_bytes_follow_the_distribution():
+    logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    draw = lambda temperature: np.bincount(jax.vmap(generate.choose, (0, None, None))(keys, logits, temperature)) / 20_000
+    np.testing.assert_allclose(draw(1.0), [0.1, 0.2, 0.3, 0.4], atol=0.015)
+    squared = np.array([0.1, 0.2, 0.3, 0.4]) ** 2
+    np.testing.assert_allclose(draw(0.5), squared / squared.sum(), atol=0.015)
+
+
+@settings(deadline=None, max_examples=15)
+@given(prime=st.text(max_size=20), seed=st.integers(0, 2**31 - 1))
+def test_samples_are_valid_utf8_and_begin_with_the_prime(lm, prime, seed):
+    (text,) = lm.generate(prime, length=30, temperature=2.0, seed=seed)
+    text.encode("utf-8")
+    assert text.startswith(prime.encode("utf-8", "replace").decode() if prime.isascii() else "")
+
+
+def test_raw_reads_the_prime_as_it_is(lm):
+    raw = lm.generate("\n I ", length=50, temperature=0, raw=True)[0]
+    framed = lm.generate("I ", length=50, temperature=0)[0]
+    assert raw == "\n " + framed
+
+
+def test_two_processes_with_one_seed_give_one_text(golden):
+    command = [sys.executable, str(Path(__file__).parent.parent / "sample.py"), str(golden / "openai" / "model")]
+    command += ["--prime", "I ", "--num", "2", "--length", "100", "--seed", "7"]
+    runs = [subprocess.run(command, capture_output=True, check=True, env=os.environ).stdout for _ in range(2)]
+    assert runs[0] == runs[1] and len(runs[0]) > 200
+    runs[0].decode("utf-8")
+
+
+@pytest.mark.parametrize("clamp", [{32: 1.0}, {-1: 1.0}, {0: float("nan")}, {0: float("inf")}])
+def test_a_clamp_that_cannot_be_is_one_clear_line(lm, clamp):
+    with pytest.raises(UserError, match="does not exist; this model has units 0 to 31|cannot be held at"):
+        lm.generate("I ", clamp=clamp)
+
+
+@pytest.mark.parametrize("format, file", [("openai", "."), ("seed", "model.npy"), ("safetensors", ".")])
+def test_weights_written_and_read_back_are_equal_bit_for_bit(lm, format, file, tmp_path):
+    lm.save(tmp_path / "out", format)
+    again = mlstm_jax.load(tmp_path / "out" / file)
+    assert again.digest == lm.digest
+    for name, array in lm.params.items():
+        np.testing.assert_array_equal(again.params[name], array)
+    with pytest.raises(UserError, match="exists already"):
+        lm.save(tmp_path / "out", format)
+
+
+def test_the_reproductions_and_the_papers_formats_hold_the_same_weights(golden):
+    a, b = mlstm_jax.load(golden / "openai" / "model"), mlstm_jax.load(golden / "seed" / "model.npy")
+    assert a.digest == b.digest
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    array = np.empty(1, object)
+    array[0] = Evil()
+    with open("model.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        pickle.dump(array, file)
+    with pytest.raises(UserError, match="system"):
+        mlstm_jax.load("model.npy")
+    assert not Path("executed").exists()
+
+
+def test_weights_that_do_not_fit_are_one_clear_line(golden, tmp_path):
+    for number in range(15):
+        (tmp_path / f"{number}.npy").write_bytes((golden / "openai" / "model" / f"{number}.npy").read_bytes())
+    (tmp_path / "7.npy").unlink()
+    with pytest.raises(UserError, match="7.npy is missing"):
+        mlstm_jax.load(tmp_path)
+    np.save(tmp_path / "7.npy", np.zeros((48, 47), np.float32))
+    with pytest.raises(UserError, match="has shape"):
+        mlstm_jax.load(tmp_path)
+    np.save(tmp_path / "7.npy", np.full((48, 48), np.nan, np.float32))
+    with pytest.raises(UserError, match="not finite"):
+        mlstm_jax.load(tmp_path)
+    (tmp_path / "7.npy").write_bytes(b"junk")
+    with pytest.raises(UserError, match="cannot be read"):
+        mlstm_jax.load(tmp_path)
+
+
+def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run with a checkpoint in runs/; python train.py makes one"):
+        mlstm_jax.load()
+    for name, time in (("old", 100), ("new", 200), ("empty", None)):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        if time:
+            (run / "checkpoints" / "5").mkdir(parents=True)
+            os.utime(run / "checkpoints" / "5", (time, time))
+    from mlstm_jax import checkpoint
+
+    assert checkpoint.newest_run() == Path("runs/new")

@@ -1,0 +1,147 @@
+"""The probe against scikit-learn called directly, thresholds against brute force."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from mlstm_jax import probe
+from mlstm_jax.config import UserError
+
+PLANTED = 7
+
+
+def planted(n, seed, sign=1, hidden=12):
+    """Features in which one unit follows the label, and the labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    x = rng.normal(size=(n, hidden)).astype(np.float32)
+    x[:, PLANTED] = sign * (1.6 * y - 0.5) + 0.6 * rng.normal(size=n)
+    return x, y
+
+
+TRAIN, DEV, TEST = planted(300, 0), planted(120, 1), planted(150, 2)
+
+
+def test_probe_equals_scikit_learn_called_directly():
+    direct = lambda c: LogisticRegression(l1_ratio=1.0, solver="liblinear", C=c, random_state=42).fit(*TRAIN)
+    candidates = [direct(2.0**k) for k in range(-8, 1)]
+    scores = [model.score(*DEV) for model in candidates]
+    best = candidates[scores.index(max(scores))]
+    found = probe.fit(*TRAIN, *DEV)
+    assert found.c == best.C
+    np.testing.assert_array_equal(found.coefficients, best.coef_[0])
+    assert found.intercept == best.intercept_[0]
+    assert probe.accuracy(found, *TEST) == best.score(*TEST)
+    assert probe.units_used(found) == np.count_nonzero(best.coef_)
+
+
+def test_first_best_strength_wins_a_tie():
+    x, y = planted(200, 3)
+    separable = np.where(y == 1, 1.0, -1.0)[:, None].astype(np.float32) * 5
+    assert probe.fit(separable, y, separable, y).c == probe.STRENGTHS[0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_planted_unit_is_found_with_its_sign(sign):
+    (x, y), (dev_x, dev_y), (test_x, test_y) = (planted(n, seed, sign) for n, seed in ((300, 0), (120, 1), (150, 2)))
+    unit = probe.top_unit(probe.fit(x, y, dev_x, dev_y), x, y)
+    measure = probe.measure_unit(x, y, unit)
+    assert (unit, measure.sign) == (PLANTED, sign)
+    assert sign * (measure.mean_positive - measure.mean_negative) == pytest.approx(1.6, abs=0.2)
+    assert measure.deviation == pytest.approx(0.6, abs=0.06)
+    assert np.sign(measure.a) == sign
+    assert probe.unit_accuracy(test_x[:, unit], test_y, measure.sign, measure.threshold) > 0.85
+
+
+def test_all_zero_probe_takes_the_unit_best_alone_on_train():
+    x, y = TRAIN
+    zero = probe.Probe(1.0, np.zeros(x.shape[1]), 0.0)
+    assert probe.top_unit(zero, x, y) == PLANTED
+    assert probe.top_unit(zero, -x, y) == PLANTED
+
+
+def test_negated_unit_mirrors_its_measure():
+    x, y = TRAIN
+    one, other = probe.measure_unit(x, y, PLANTED), probe.measure_unit(-x, y, PLANTED)
+    assert (other.sign, other.threshold, other.deviation) == (-one.sign, -one.threshold, one.deviation)
+    assert other.a == pytest.approx(-one.a, rel=1e-4) and other.b == pytest.approx(one.b, abs=1e-4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1)), min_size=1, max_size=12), st.sampled_from([1, -1]))
+def test_threshold_equals_brute_force(points, sign):
+    values, labels = np.array([v for v, _ in points], np.float32), np.array([label for _, label in points])
+    every = [probe.unit_accuracy(values, labels, sign, t) for t in np.arange(-6, 6.5, 0.5)]
+    assert probe.unit_accuracy(values, labels, sign, probe.best_threshold(values, labels, sign)) == max(every)
+
+
+def test_threshold_parts_neighbouring_float32_values():
+    low = np.float32(0.1)
+    values, labels = np.array([low, np.nextafter(low, np.float32(1))]), np.array([0, 1])
+    threshold = probe.best_threshold(values, labels, 1)
+    assert values[0] < np.float64(threshold) < values[1]
+    assert probe.unit_accuracy(values, labels, 1, threshold) == 1
+    assert probe.unit_accuracy(-values, labels, -1, -threshold) == 1
+
+
+def test_one_unit_logistic_equals_scikit_learn_without_penalty():
+    x, y = TRAIN
+    measure = probe.measure_unit(x, y, PLANTED)
+    reference = LogisticRegression(C=np.inf, tol=1e-8).fit(x[:, [PLANTED]].astype(np.float64), y)
+    assert measure.a == pytest.approx(reference.coef_[0, 0], rel=2e-3)
+    assert measure.b == pytest.approx(reference.intercept_[0], rel=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_separable_unit_stays_finite(scale):
+    y = np.array([0, 1] * 20)
+    x = (scale * np.where(y == 1, 3.0, 1.0))[:, None].astype(np.float32)
+    measure = probe.measure_unit(x, y, 0)
+    assert np.isfinite(measure).all()
+    assert probe.unit_accuracy(x[:, 0], y, measure.sign, measure.threshold) == 1
+    logits = measure.a * x[:, 0].astype(np.float64) + measure.b
+    assert (logits[y == 1] > 2).all() and (logits[y == 0] < -2).all() and (np.abs(logits) < 100).all()
+
+
+def test_constant_unit_says_only_how_common_each_label_is():
+    y = np.array([0, 1, 1, 1])
+    x = np.full((4, 2), 0.1, np.float32)
+    measure = probe.measure_unit(x, y, 1)
+    assert np.isfinite(measure).all() and measure.deviation < 1e-12
+    assert measure.a == 0 and 1 / (1 + np.exp(-measure.b)) == pytest.approx(0.75)
+    assert probe.unit_accuracy(x[:, 1], y, measure.sign, measure.threshold) == 0.75
+    assert probe.top_unit(probe.fit(x, y, x, y), x, y) == 0
+
+
+def test_stopped_fit_is_reported_without_a_warning(recwarn, monkeypatch):
+    regress = probe._regress
+    monkeypatch.setattr(probe, "_regress", lambda x, y, **options: regress(x, y, max_iter=1, **options))
+    assert not probe.fit(*TRAIN, *DEV).converged
+    assert not recwarn.list
+    monkeypatch.undo()
+    assert probe.fit(*TRAIN, *DEV).converged
+
+
+def test_unusable_training_texts_are_refused():
+    x, y = TRAIN
+    with pytest.raises(UserError, match="both labels"):
+        probe.fit(x, np.ones_like(y), *DEV)
+    with pytest.raises(UserError, match="not finite"):
+        probe.fit(np.where(x > 2, np.nan, x), y, *DEV)
+
+
+def test_missing_scikit_learn_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UserError, match="pip install 'scikit-learn"):
+        probe.fit(*TRAIN, *DEV)
+
+
+def test_import_is_light():
+    code = """import sys, mlstm_jax.probe, mlstm_jax.units, mlstm_jax.plots
+print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

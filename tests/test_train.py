@@ -1,0 +1,367 @@
+"""train.py through its real entry point, shrunk: a run, its checkpoints, everything that can go wrong with them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eval_sst
+import sample
+import train
+from mlstm_jax import checkpoint, log, model, training
+from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax.corpus.windows import Windows
+
+ROOT = Path(__file__).parent.parent
+TINY = str(ROOT / "configs" / "tiny.py")
+SST = Path(__file__).parent / "data" / "sst"
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A file of 300 made reviews, one a line."""
+    words = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "reviews.txt"
+    path.write_text("\n".join(" ".join(rng.choice(words, 15)) for _ in range(300)), encoding="utf-8")
+    return path
+
+
+def arguments(reviews, run_dir, *more):
+    return ["--config", TINY, "--data", str(reviews), "--run-dir", str(run_dir), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(reviews, tmp_path_factory):
+    """A run of 20 updates, never interrupted."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main(arguments(reviews, run_dir)) == 0
+    return run_dir
+
+
+def interrupt_at(monkeypatch, position, number):
+    """Send this process a signal while window `position` is read."""
+    at = Windows.at
+
+    def interrupted(self, place):
+        if place == position:
+            os.kill(os.getpid(), number)
+        return at(self, place)
+
+    monkeypatch.setattr(Windows, "at", interrupted)
+
+
+def state_of(run_dir):
+    state, meta = checkpoint.restore(run_dir, say=print)
+    return state, {k: v for k, v in meta.items() if k not in ("config", "digests")}
+
+
+def assert_same_run(a, b):
+    (state_a, meta_a), (state_b, meta_b) = state_of(a), state_of(b)
+    assert meta_a == meta_b
+    for x, y in zip(jax.tree.leaves(state_a), jax.tree.leaves(state_b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def flip_a_byte(step_dir, part="params"):
+    """Change one bit in the middle of the largest file of a checkpoint's part."""
+    largest = max((p for p in (step_dir / part).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+
+
+def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
+    metrics = log.read_metrics(finished)
+    trained = [m for m in metrics if "bits_per_byte" in m]
+    assert [m["update"] for m in trained] == [5, 10, 15, 20]
+    assert {"gradient_norm", "learning_rate", "bytes_per_second", "elapsed", "skipped"} <= set(trained[0])
+    assert trained[-1]["bits_per_byte"] < trained[0]["bits_per_byte"] < 8.5
+    assert [m["update"] for m in metrics if "heldout_bits_per_byte" in m] == [10, 20]
+    assert "test_bits_per_byte" in metrics[-1]
+    assert list((finished / "tensorboard").iterdir()) and (finished / "loss_curve.png").stat().st_size > 10_000
+    assert train.main(["--run-dir", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "is finished (20 updates); --more-updates N" in said
+    assert f"python eval_sst.py {finished}" in said and f"python sample.py {finished}" in said
+
+
+def test_held_out_figure_equals_the_models_own(finished, reviews):
+    """The figure in the records is the mean over all targets, computed here in one lane after another."""
+    import mlstm_jax
+    from mlstm_jax.corpus.build import build
+
+    lm = mlstm_jax.load(finished)
+    config = train.stored_config(finished)
+    part = build(config).validation[: config.eval_bytes]
+    lane = -(-(len(part) - 1) // config.eval_lanes)
+    pieces = [part[i * lane : min((i + 1) * lane + 1, len(part))].tobytes() for i in range(config.eval_lanes)]
+    bits = sum(lm.bits_per_byte(piece) * (len(piece) - 1) for piece in pieces if len(piece) > 1)
+    assert lm.bits_per_byte_heldout == pytest.approx(bits / (len(part) - 1), rel=1e-5)
+
+
+def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
+    eval_sst.main(finished, sst=SST, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert 0 <= found["unit"] < 16 and 0 <= found["accuracy_all"] <= 1 and found["update"] == 20
+    assert (finished / "units" / "sst.json").is_file() and (finished / "eval" / "sst" / "histogram.png").is_file()
+    sample.main(finished, prime="I ", num=2, length=30, sentiment=2.0, clamp=("3=1.5",) if found["unit"] != 3 else ())
+    texts = capsys.readouterr().out
+    assert texts.count("I ") >= 2
+    sample.main(finished, prime="I ", num=2, length=30, sentiment=-2.0)
+    assert capsys.readouterr().out != texts
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    number, status, finished, reviews, tmp_path, monkeypatch, capsys
+):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6, number)
+        assert train.main(arguments(reviews, run_dir)) == status
+    assert "stopped and saved after update 7 of 20" in capsys.readouterr().out
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert_same_run(run_dir, finished)
+    heldout = lambda run: [m for m in log.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m]
+    assert heldout(run_dir) == heldout(finished)
+    updates = [m["update"] for m in log.read_metrics(run_dir)]
+    assert updates == sorted(updates)
+
+
+@pytest.mark.parametrize("part", ["params", "train", "meta"])
+def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, reviews, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 14, signal.SIGTERM)
+        train.main(arguments(reviews, run_dir))
+    assert checkpoint._steps(run_dir) and set(checkpoint._steps(run_dir)) == {10, 15}
+    flip_a_byte(run_dir / "checkpoints" / "15", part)
+    capsys.readouterr()
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint 15 is damaged" in said and "resuming" in said and "after update 10" in said
+    assert (run_dir / "damaged" / "15").is_dir()
+    assert_same_run(run_dir, finished)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_moved_or_overwritten(reviews, tmp_path):
+    run_dir = tmp_path / "run"
+    train.main(arguments(reviews, run_dir, "--updates", "10"))
+    flip_a_byte(run_dir / "checkpoints" / "10")
+    before = sorted((run_dir / "checkpoints").rglob("*"))
+    with pytest.raises(UserError, match="no checkpoint of .* can be read: checkpoint 10 is damaged"):
+        train.main(["--run-dir", str(run_dir)])
+    assert sorted((run_dir / "checkpoints").rglob("*")) == before
+
+
+def test_a_config_that_does_not_fit_the_run_is_refused_with_the_fields(finished, reviews):
+    before = (finished / "config.json").read_text()
+    with pytest.raises(UserError, match=r"lanes \(4 -> 8\), model.hidden \(16 -> 32\) may not change"):
+        train.main(["--run-dir", str(finished), "--lanes", "8", "--model.hidden", "32"])
+    with pytest.raises(UserError, match="updates"):
+        train.main(arguments(reviews, finished, "--updates", "30"))
+    assert (finished / "config.json").read_text() == before
+
+
+def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, signal.SIGTERM)
+        train.main(arguments(reviews, run_dir))
+    assert train.main(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
+    assert "changed for this run from now on: save_every (10 -> 4), keep (3 -> 2)" in capsys.readouterr().out
+    assert set(checkpoint._steps(run_dir)) == {16, 20}
+    assert train.stored_config(run_dir).save_every == 4
+
+
+def test_a_run_whose_data_changed_is_refused(reviews, tmp_path):
+    data, run_dir = tmp_path / "reviews.txt", tmp_path / "run"
+    data.write_bytes(reviews.read_bytes())
+    train.main(arguments(data, run_dir, "--updates", "5"))
+    data.write_bytes(reviews.read_bytes() + b"\none more review")
+    with pytest.raises(UserError, match="have changed"):
+        train.main(["--run-dir", str(run_dir)])
+
+
+def test_a_finished_run_trains_on_with_a_new_decay(reviews, tmp_path):
+    run_dir = tmp_path / "run"
+    train.main(arguments(reviews, run_dir, "--updates", "5"))
+    assert train.main(["--run-dir", str(run_dir), "--more-updates", "5", "--log-every", "1"]) == 0
+    rates = [m["learning_rate"] for m in log.read_metrics(run_dir) if m["update"] > 5 and "learning_rate" in m]
+    np.testing.assert_allclose(rates, [5e-3 * (1 - k / 5) for k in range(5)], rtol=1e-6)
+    assert train.main(["--run-dir", str(run_dir)]) == 0  # finished again; more_updates is not kept
+
+
+def test_a_run_that_is_not_finished_is_not_trained_on(reviews, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, signal.SIGTERM)
+        train.main(arguments(reviews, run_dir))
+    with pytest.raises(UserError, match="18 of its updates to do"):
+        train.main(["--run-dir", str(run_dir), "--more-updates", "5"])
+
+
+def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError, match="ten updates in a row were not finite"):
+        train.main(arguments(reviews, run_dir, "--learning-rate", "1e38"))
+    assert "update 2 was not finite: skipped, 1 so far" in capsys.readouterr().out
+    state, _ = state_of(run_dir)
+    assert int(state.update) == 11 and int(state.skipped) == 10
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
+    params = model.init(ModelConfig(hidden=8, embed=4), 0)
+    state = training.init_state(params, lanes=2)
+    state = state._replace(lanes=tuple(jnp.full_like(s, jnp.nan) for s in state.lanes))
+    window = jnp.zeros((2, 5), jnp.uint8)
+    after, metrics = training.train_step(state, window, False, 0.1, clip=1.0, precision="float32")
+    for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
+    assert not np.any(after.lanes), "the lanes start afresh, or they would never recover"
+    again, _ = training.train_step(after, window, False, 0.1, clip=1.0, precision="float32")
+    assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    params = model.init(ModelConfig(hidden=8, embed=4), 0)
+    state = training.init_state(params | {"b": params["b"].at[0].set(jnp.inf)}, lanes=2)
+    saver = checkpoint.Saver(tmp_path, keep=1)
+    with pytest.raises(FloatingPointError):
+        saver.save(state, {"config": {}})
+    saver.close()
+    assert checkpoint._steps(tmp_path) == []
+
+
+def test_the_state_starts_from_zero_at_a_shards_start():
+    params = model.init(ModelConfig(hidden=8, embed=4), 0)
+    state = training.init_state(params, lanes=2)
+    carried = state._replace(lanes=tuple(jnp.ones_like(s) for s in state.lanes))
+    window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
+    step = lambda state, fresh: training.train_step(state, window, fresh, 0.1, clip=1.0, precision="float32")[1]
+    assert step(carried, True)["bits_per_byte"] == step(state, False)["bits_per_byte"]
+    assert step(carried, False)["bits_per_byte"] != step(state, False)["bits_per_byte"]
+
+
+def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
+    params = model.init(ModelConfig(hidden=8, embed=4), 0)
+    window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
+
+    def first_moment(clip):
+        state, metrics = training.train_step(
+            training.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
+        )
+        moment = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(state.moments.mu)))
+        return float(moment) / 0.1, float(metrics["gradient_norm"])  # Adam's first moment is 0.1 x the gradient
+
+    free, norm = first_moment(0.0)
+    assert free == pytest.approx(norm, rel=1e-4)
+    clipped, same_norm = first_moment(norm / 2)
+    assert clipped == pytest.approx(norm / 2, rel=1e-4) and same_norm == norm
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a run"):
+        train.main(arguments(reviews, tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_two_processes_do_not_train_one_run(reviews, finished):
+    with checkpoint.locked(finished), pytest.raises(UserError, match="another process"):
+        train.main(["--run-dir", str(finished)])
+
+
+@pytest.mark.parametrize(
+    "content, more, message",
+    [
+        (None, [], "no such file"),
+        (b"", [], "holds no text"),
+        (b"  \n\n \n", [], "holds no text"),
+        (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower --lanes"),
+        (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "--text-key goes with JSON and CSV"),
+    ],
+)
+def test_bad_data_is_one_clear_line_and_makes_no_run(content, more, message, tmp_path):
+    data = tmp_path / "data.txt"
+    if content is not None:
+        data.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        train.main(arguments(data, tmp_path / "run", *more))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
+    import mlstm_jax
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no checkpoint yet; python train.py --run-dir"):
+        mlstm_jax.load(tmp_path / "run")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        train.main(["--run-dir", str(tmp_path / "run")])
+
+
+def script(name, *args, env=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *map(str, args)], capture_output=True, text=True, env=os.environ | (env or {})
+    )
+
+
+def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, tmp_path):
+    for name, *args in (
+        ("train.py", "--data", tmp_path / "missing.csv", "--run-dir", tmp_path / "run"),
+        ("sample.py", finished, "--clamp", "16=1.0"),
+        ("sample.py", finished, "--clamp", "3:1"),
+        ("sample.py", tmp_path / "nowhere"),
+        ("eval_sst.py", finished, "--sst", tmp_path),
+    ):
+        done = script(name, *args)
+        assert done.returncode == 2, (name, args, done.stderr)
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_training_needs_no_optional_package(reviews, tmp_path):
+    """Evaluation, pictures and TensorBoard packages blocked: train.py says what it leaves out, and trains."""
+    missing = ["tensorflow_datasets", "sklearn", "matplotlib", "tensorboardX"]
+    for name in missing:
+        (tmp_path / "blocked").mkdir(exist_ok=True)
+        (tmp_path / "blocked" / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
+    done = script(
+        "train.py",
+        *arguments(reviews, tmp_path / "run", "--updates", "5"),
+        env={"PYTHONPATH": str(tmp_path / "blocked")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no TensorBoard files" in done.stdout and "no loss curve" in done.stdout
+    assert not (tmp_path / "run" / "loss_curve.png").exists() and checkpoint._steps(tmp_path / "run") == [5]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finished):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments(reviews, run_dir, "--save-every", "1", "--log-every", "1")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.split("/")[0].strip() == "6":
+            process.kill()
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert_same_run(run_dir, finished)
