@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import io
 import math
 import re
 import runpy
@@ -218,7 +219,8 @@ def _without(args: list[str], flag: str) -> list[str]:
 def script(main: Callable[[], int | None]) -> None:
     """Run a script's main; a UserError becomes one line and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
     try:
         sys.exit(main())
     except UserError as error:

@@ -1,6 +1,7 @@
 """What a run says of itself: the progress line, metrics.jsonl, TensorBoard files."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,8 +76,9 @@ class Log:
         self.bar.update(self.task, completed=update)
 
     def metrics(self, update: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
-        self.file.write(json.dumps({"update": update, **values}) + "\n")
+        """One line of metrics.jsonl, null where a value is not finite, and the same to TensorBoard."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps({"update": update, **finite}) + "\n")
         self.file.flush()
         if self.tensorboard:
             for name, value in values.items():

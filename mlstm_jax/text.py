@@ -2,6 +2,7 @@
 
 import html
 import re
+import unicodedata
 
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _ENDLESS_REFERENCE = re.compile("(&#[0-9]{600})[0-9]+")
@@ -43,4 +44,4 @@ def _unescape(text):
 
 def printable(text: str) -> str:
     """Text that is safe on a terminal: control characters other than a newline or tab show as U+FFFD."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)

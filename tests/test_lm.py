@@ -103,7 +103,7 @@ def greedy(lm, start, length, clamp=None):
 @pytest.mark.parametrize("clamp", [None, {3: 2.0}, {3: -2.0, 30: 1.0}])
 def test_temperature_zero_is_argmax_of_the_logits_that_reading_gives(lm, clamp):
     texts = lm.generate("I ", num=2, length=70, temperature=0, clamp=clamp, seed=1)
-    expected = ("I ".encode() + greedy(lm, b"\n I ", 70, clamp)).decode("utf-8", "replace")
+    expected = (b"I " + greedy(lm, b"\n I ", 70, clamp)).decode("utf-8", "replace")
     assert texts == [expected, expected]
 
 
@@ -130,7 +130,9 @@ def test_a_longer_sample_begins_like_a_shorter_one(lm):
 def test_drawn_bytes_follow_the_distribution():
     logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    draw = lambda temperature: np.bincount(jax.vmap(generate.choose, (0, None, None))(keys, logits, temperature)) / 20_000
+    draw = lambda temperature: (
+        np.bincount(jax.vmap(generate.choose, (0, None, None))(keys, logits, temperature)) / 20_000
+    )
     np.testing.assert_allclose(draw(1.0), [0.1, 0.2, 0.3, 0.4], atol=0.015)
     squared = np.array([0.1, 0.2, 0.3, 0.4]) ** 2
     np.testing.assert_allclose(draw(0.5), squared / squared.sum(), atol=0.015)

@@ -130,7 +130,9 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert "stopped and saved after update 7 of 20" in capsys.readouterr().out
     assert train.main(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
-    heldout = lambda run: [m for m in log.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m]
+    heldout = lambda run: [
+        m for m in log.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m
+    ]
     assert heldout(run_dir) == heldout(finished)
     updates = [m["update"] for m in log.read_metrics(run_dir)]
     assert updates == sorted(updates)
@@ -317,7 +319,10 @@ def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
 
 def script(name, *args, env=None):
     return subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, args)], capture_output=True, text=True, env=os.environ | (env or {})
+        [sys.executable, str(ROOT / name), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | (env or {}),
     )
 
 

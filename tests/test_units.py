@@ -124,7 +124,7 @@ class Model:
     def __init__(self, path, hidden=16, silent=False):
         self.path, self.hidden, self.silent = path, hidden, silent
         self.digest, self.update, self.is_run, self.bits_per_byte_heldout = "d1", 40, True, 2.5
-        self.record_dir = path / "units"
+        self.precision, self.record_dir = "float32", path / "units"
         self.encoded = 0
 
     def encode(self, texts, feature="cell", show_progress=False):

