@@ -127,16 +127,19 @@ def run(config, run_dir, corpus, windows) -> int:
 
     def sample(number) -> str:
         prime, weights = PRIMES[number], prepare(state.params)
-        (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, temperature=0.7, seed=update + number)
+        seed = config.seed + update + number
+        (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, temperature=0.7, seed=seed)
         return "sample: " + printable(" ".join((prime + show(text)).split()))
 
     def every(interval: int) -> bool:
         return interval > 0 and (update % interval == 0 or update == end)
 
-    interrupted = Interrupt()
-    saver = checkpoint.Saver(run_dir, config.keep)
     recent, since = [], time.monotonic()
-    with interrupted, log.Log(run_dir, update, end) as out:
+    with (
+        Interrupt() as interrupted,
+        log.Log(run_dir, update, end) as out,
+        checkpoint.Saver(run_dir, config.keep) as saver,
+    ):
         out.say("compiling the first update ...")
         while update < end and not interrupted.signal:
             window, fresh = windows.at(meta["position"])
@@ -149,9 +152,8 @@ def run(config, run_dir, corpus, windows) -> int:
 
             if recent[-1]["skipped_in_a_row"]:
                 out.say(f"update {update:,} was not finite: skipped, {recent[-1]['skipped']} so far")
-            if recent[-1]["skipped_in_a_row"] == 10:
+            if recent[-1]["skipped_in_a_row"] >= 10:
                 saver.save(state, meta)
-                saver.close()
                 raise UserError(
                     f"ten updates in a row were not finite, so the run was stopped; {run_dir} holds the state before "
                     "them. A new run with a lower --learning-rate or a --clip may go better"
@@ -179,19 +181,14 @@ def run(config, run_dir, corpus, windows) -> int:
             if not recent:
                 since = time.monotonic()  # what follows a line of progress does not count as training time
 
-        if interrupted.signal:
-            saver.save(state, meta)
-            saver.close()
-            out.say(
-                f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on"
-            )
-            return 128 + interrupted.signal
-
-        test = heldout(corpus.test)
-        out.metrics(update, {"test_bits_per_byte": test})
+        if update == end:
+            test = heldout(corpus.test)
+            out.metrics(update, {"test_bits_per_byte": test})
         saver.save(state, meta)
-        saver.close()
 
+    if update < end:
+        print(f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on")
+        return 128 + interrupted.signal
     metrics = log.read_metrics(run_dir)
     print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")

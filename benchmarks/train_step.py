@@ -1,6 +1,6 @@
 """How fast is one update? `python -m benchmarks.train_step` from the repository's root; see benchmarks/README.md.
 
-Three programs do the same update of the same mLSTM on the CPU, in float32: forward, backward, clipping, Adam.
+Four programs do the same update of the same mLSTM on the CPU, in float32: forward, backward, clipping, Adam.
 
     ours        training.train_step, with the hand-written backward pass of recurrence.unroll
     plain JAX   the same update, but with autodiff through a lax.scan of recurrence.step; in the variant "rows first"

@@ -67,7 +67,10 @@ class Saver:
         }
         self.manager.save(step, args=ocp.args.Composite(**args), force=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_) -> None:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()

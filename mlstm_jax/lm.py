@@ -119,7 +119,8 @@ class LanguageModel:
         Temperature 0 is argmax. Sample i has the key fold_in(seed, i).
         """
         require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
-        require(temperature >= 0, "temperature must be 0 (argmax) or more")
+        require(0 <= temperature < np.inf, "temperature must be 0 (argmax) or a finite number above")
+        require(0 <= seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         start = to_bytes(prime if raw else "\n " + prime)
         with progress("sampling", num * length, show_progress) as done:
             written = generate.generate(self.weights, start, num, length, temperature, self._clamp(clamp), seed, done)

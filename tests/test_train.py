@@ -218,6 +218,10 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
     assert "update 2 was not finite: skipped, 1 so far" in capsys.readouterr().out
     state, _ = state_of(run_dir)
     assert int(state.update) == 11 and int(state.skipped) == 10
+    with pytest.raises(UserError, match="ten updates in a row"):
+        train.main(["--run-dir", str(run_dir)])  # it does not run on for ever when it is resumed
+    assert int(state_of(run_dir)[0].update) == 12
+    state, _ = state_of(run_dir)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -240,10 +244,8 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     params = model.init(ModelConfig(hidden=8, embed=4), 0)
     state = training.init_state(params | {"b": params["b"].at[0].set(jnp.inf)}, lanes=2)
-    saver = checkpoint.Saver(tmp_path, keep=1)
-    with pytest.raises(FloatingPointError):
+    with checkpoint.Saver(tmp_path, keep=1) as saver, pytest.raises(FloatingPointError):
         saver.save(state, {"config": {}})
-    saver.close()
     assert checkpoint._steps(tmp_path) == []
 
 
