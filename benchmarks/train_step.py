@@ -194,7 +194,7 @@ def main(hidden: int = 512, lanes: int = 64, window: int = 128, rounds: int = 7)
         window: Bytes of every lane in one update.
         rounds: How often every program is timed.
     """
-    jax.config.update("jax_platforms", "cpu")  # all three on the same device
+    jax.config.update("jax_platforms", "cpu")  # all on the same device
     console = Console(width=120, highlight=False)
     console.print(machine())
     console.print(f"{hidden} units, {lanes} lanes x {window} bytes, {rounds} rounds")
