@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import Float
 
 from mlstm_jax import plots, probe, units
-from mlstm_jax.config import script
+from mlstm_jax.config import UserError, script
 from mlstm_jax.disk import atomic
 from mlstm_jax.text import frame
 from mlstm_jax.units import UnitRecord
@@ -107,7 +107,7 @@ def features(model: Any, texts: list[str], feature: Feature) -> Float[np.ndarray
         if kept.shape == (len(texts), model.hidden) and kept.dtype == np.float32:
             return kept
     encoded = model.encode(texts, feature=feature, show_progress=True)
-    with atomic(path) as file:
+    with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
         np.save(file, encoded)
     return encoded
 

@@ -7,7 +7,7 @@ python sample.py runs/quickstart --sentiment +2      # after eval_sst.py has fou
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,7 +26,7 @@ def main(
     seed: int = 0,
     clamp: Annotated[tuple[str, ...], tyro.conf.arg(metavar="UNIT=VALUE"), tyro.conf.UseAppendAction] = (),
     sentiment: float | None = None,
-    task: str | None = None,
+    task: Literal["sst", "imdb", "rotten_tomatoes"] | None = None,
 ) -> None:
     """Write reviews, a blank line between them.
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
@@ -21,7 +22,7 @@ def stored_config(run_dir: Path) -> Config | None:
         return None
     try:
         return configs.from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir") from None
 
 
@@ -30,16 +31,12 @@ def main(args: list[str] | None = None) -> int:
     config, old = configs.from_command_line(sys.argv[1:] if args is None else args, stored_config)
     run_dir = Path(config.run_dir)
     if old:
+        if any(path.name.isdecimal() for path in (run_dir / "checkpoints").glob("*")):
+            refuse_another_run(run_dir, old, config)
         changed = configs.differences(old, config)
-        fixed = {name: pair for name, pair in changed.items() if name.split(".")[0] in configs.FIXED}
-        described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
-        require(
-            not fixed,
-            f"{run_dir} is another run: {described} may not change once a run has started; "
-            f"python train.py --run-dir {run_dir} resumes it as it is, another --run-dir starts anew",
-        )
-        if changed and set(changed) - {"more_updates", "run_dir"}:
-            print(f"changed for this run from now on: {described}")
+        changed = [f"{k} ({a} -> {b})" for k, (a, b) in changed.items() if k not in ("run_dir", "more_updates")]
+        if changed:
+            print(f"changed for this run from now on: {', '.join(changed)}")
     elif run_dir.exists():
         empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
         require(empty, f"{run_dir} exists and is not a run; name a new folder with --run-dir")
@@ -70,6 +67,17 @@ def main(args: list[str] | None = None) -> int:
         return run(config, run_dir, corpus, windows)
 
 
+def refuse_another_run(run_dir: Path, old: Config, config: Config) -> None:
+    """Raise a UserError where a config does not fit a run that has started, with the fields that differ."""
+    fixed = {k: pair for k, pair in configs.differences(old, config).items() if k.split(".")[0] in configs.FIXED}
+    described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in fixed.items())
+    require(
+        not fixed,
+        f"{run_dir} is another run: {described} may not change once a run has started; "
+        f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew",
+    )
+
+
 def run(config, run_dir, corpus, windows) -> int:
     """The run itself: state, resume, loop, end."""
     import jax
@@ -84,7 +92,8 @@ def run(config, run_dir, corpus, windows) -> int:
     train_step = jax.jit(partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state")
 
     # State: a new one, or the newest whole checkpoint's.
-    planned = config.updates or max(1, round(config.epochs * len(windows)))
+    planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
+    require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     meta = {
         "config": configs.to_dict(replace(config, more_updates=0)),
         "data": corpus.digest,
@@ -95,6 +104,7 @@ def run(config, run_dir, corpus, windows) -> int:
     restored = checkpoint.restore(run_dir, say=print)
     if restored:
         state, saved = restored
+        refuse_another_run(run_dir, configs.from_dict(saved["config"]), config)
         require(
             saved["data"] == corpus.digest,
             f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
@@ -102,6 +112,8 @@ def run(config, run_dir, corpus, windows) -> int:
         meta |= {name: saved[name] for name in ("position", "schedule", "heldout_bits_per_byte")}
         print(f"resuming {run_dir} after update {int(state.update):,}")
     else:
+        if (run_dir / "metrics.jsonl").exists():
+            print(f"{run_dir} has no checkpoint: starting again from update 0")
         state = training.init_state(model.init(config.model, config.seed), config.lanes)
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
@@ -141,7 +153,7 @@ def run(config, run_dir, corpus, windows) -> int:
         checkpoint.Saver(run_dir, config.keep) as saver,
     ):
         out.say("compiling the first update ...")
-        while update < end and not interrupted.signal:
+        while update < end and not (interrupted.signal and update > start):
             window, fresh = windows.at(meta["position"])
             rate = np.float32(training.learning_rate(config.learning_rate, update, start, end))
             state, metrics = train_step(state, window, fresh, rate)
@@ -176,7 +188,7 @@ def run(config, run_dir, corpus, windows) -> int:
                 out.say(f"update {update:,}: {meta['heldout_bits_per_byte']:.4f} bits per byte held out")
             if every(config.sample_every):
                 out.say(sample(0))
-            if every(config.save_every):
+            if every(config.save_every) and update < end:  # the last one comes after the test
                 saver.save(state, meta)
             if not recent:
                 since = time.monotonic()  # what follows a line of progress does not count as training time
@@ -187,7 +199,8 @@ def run(config, run_dir, corpus, windows) -> int:
         saver.save(state, meta)
 
     if update < end:
-        print(f"stopped and saved after update {update:,} of {end:,}; python train.py --run-dir {run_dir} goes on")
+        again = f"python train.py --run-dir {quote(str(run_dir))}"
+        print(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
         return 128 + interrupted.signal
     metrics = log.read_metrics(run_dir)
     print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
@@ -210,7 +223,8 @@ def picture(metrics, path: Path) -> None:
 
 def next_steps(run_dir: Path) -> str:
     """The two commands to try on a trained run."""
-    return f"  python eval_sst.py {run_dir}\n  python sample.py {run_dir} --prime 'This movie '"
+    name = quote(str(run_dir))
+    return f"  python eval_sst.py {name}\n  python sample.py {name} --prime 'This movie '"
 
 
 def mean(values) -> float:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,11 @@ def _meta_digest(meta: Meta) -> str:
 
 def _steps(run_dir: Path) -> list[int]:
     checkpoints = folder(run_dir)
-    return [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+    return (
+        [int(p.name) for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name)]
+        if checkpoints.is_dir()
+        else []
+    )
 
 
 def folder(run_dir: Path) -> Path:
@@ -162,8 +167,8 @@ def folder(run_dir: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of ours."""
-    return (path / "config.json").is_file()
+    """Whether a folder is a run of ours; weights for a model hub have a config.json too."""
+    return (path / "config.json").is_file() and not (path / "model.safetensors").exists()
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import io
 import math
+import os
 import re
 import runpy
 import sys
@@ -91,17 +92,19 @@ class Config:
         for name in ("shards", "lanes", "window", "log_every", "eval_every", "eval_lanes", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.updates is None or self.updates >= 1, "updates must be at least 1")
+        require(self.updates is None or self.updates < 2**31, "updates must be below 2**31")
         require(0 < self.epochs < math.inf, "epochs must be a finite number above 0")
         require(0 < self.heldout < 0.5, "heldout must lie between 0 and 0.5")
-        require(0 < self.learning_rate < math.inf, "learning_rate must be a finite number above 0")
+        require(0 < self.learning_rate <= 1e38, "learning_rate must be a finite number above 0")
         require(0 <= self.clip < math.inf, "clip must be 0 (off) or a finite number above 0")
         require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
         require(self.sample_every >= 0 and self.more_updates >= 0, "sample_every and more_updates must be 0 or more")
 
 
-# What a run is: these may not change once it has started. The rest may, and a change is announced.
-FIXED = "model data text_key shards heldout lanes window epochs updates learning_rate clip seed".split()
+# What a run is: these may not change once it has started. The rest may, and a change is announced. (Data may lie
+# elsewhere now; that the bytes are the same is checked by their digest.)
+FIXED = "model shards heldout lanes window epochs updates learning_rate clip seed".split()
 
 
 def _check_types(config):
@@ -153,7 +156,7 @@ def load_file(path: str | Path) -> Config:
     require(path.is_file(), f"no config file {path}; those in {folder}: {found}")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_complaint(path, error)) from None
     require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
@@ -185,8 +188,8 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     known.add_argument("--run-dir", "--run_dir", dest="run_dir")
     named, _ = known.parse_known_args(args)
     default = (
-        load_file(named.config or QUICKSTART)
-        if named.config or QUICKSTART.exists()
+        load_file(QUICKSTART if named.config is None else named.config)
+        if named.config is not None or QUICKSTART.exists()
         else Config(run_dir="runs/quickstart")
     )
     run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
@@ -217,7 +220,7 @@ def _without(args: list[str], flag: str) -> list[str]:
 
 
 def script(main: Callable[[], int | None]) -> None:
-    """Run a script's main; a UserError becomes one line and exit status 2."""
+    """Run a script's main; a UserError becomes one line and exit status 2, Ctrl-C ends with 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
@@ -226,3 +229,17 @@ def script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        mute()
+        sys.exit(141)
+    except OSError as error:  # a folder that cannot be written, a name that is too long: the system's words are clear
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def mute() -> None:
+    """Send what is still printed nowhere: whoever read it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,11 +2,10 @@
 
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from mlstm_jax.config import UserError, require
@@ -27,27 +26,31 @@ def read(path: Path) -> Params:
 
     Raises UserError for anything else, a missing array, shapes that disagree. Nothing in the files is executed.
     """
-    if path.is_dir() and (path / "0.npy").is_file():
-        params = _from_openai([_read_npy(path / f"{n}.npy") for n in range(15)])
-    elif path.is_file() and path.suffix == ".npy":
-        params = _from_seed(_read_npy(path))
-    elif (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
-        file = path / "model.safetensors" if path.is_dir() else path
-        try:
-            params = safetensors.load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: {error}") from None
-    else:
-        known = "a run folder, a folder of 0.npy ... 14.npy, a model.npy, a .safetensors file"
-        raise UserError(
-            f"{path} {'holds no weights known here' if path.exists() else 'does not exist'}; known are {known}"
-        )
-    _check(path, params)
+    try:
+        params = _parse(path)
+        _check(path, params)
+    except UserError:
+        raise
+    except Exception as error:  # arrays of other kinds and shapes, pickles cut anywhere: many errors, one meaning
+        raise UserError(f"{path} does not hold weights that can be read: {error}") from None
     return {name: jnp.asarray(params[name], jnp.float32) for name in _shapes(1, 1)}
+
+
+def _parse(path):
+    if path.is_dir() and (path / "0.npy").is_file():
+        return _from_openai([_read_npy(path / f"{n}.npy") for n in range(15)])
+    if path.is_file() and path.suffix == ".npy":
+        return _from_seed(_read_npy(path))
+    if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
+        return safetensors.load_file(path / "model.safetensors" if path.is_dir() else path)
+    known = "a run folder, a folder of 0.npy ... 14.npy, a model.npy, a .safetensors file"
+    raise UserError(f"{path} {'holds no weights known here' if path.exists() else 'does not exist'}; known are {known}")
 
 
 def write(params: Params, path: Path, format: Format) -> None:
     """Write a folder in the given format; files that are there already are not overwritten (UserError)."""
+    require(not path.is_file(), f"{path} is a file; name a new folder")
+    require(format in get_args(Format), f"no format {format!r}; there are: {', '.join(get_args(Format))}")
     arrays = {name: np.asarray(array) for name, array in params.items()}
     files: dict[str, Any] = {
         "openai": lambda: {f"{n}.npy": a for n, a in enumerate(_to_openai(arrays))},
@@ -115,6 +118,7 @@ def _check(path, params):
     expected = _shapes(params["embed"].shape[-1], params["wmh"].shape[-1])
     for name, shape in expected.items():
         require(name in params, f"{path}: {name} is missing")
+        require(params[name].dtype.kind == "f", f"{path}: {name} holds {params[name].dtype}, not numbers with a point")
         require(params[name].shape == shape, f"{path}: {name} has shape {params[name].shape}, {shape} was expected")
         require(bool(np.isfinite(params[name]).all()), f"{path}: {name} holds numbers that are not finite")
 

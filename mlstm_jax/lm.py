@@ -26,7 +26,8 @@ Clamp = Mapping[int, float]  # unit -> value of its cell state
 def load(path: str | Path | None = None) -> "LanguageModel":
     """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
 
-    Raises UserError where there is nothing to open.
+    Computes in the device's default precision, whatever the weights were trained in. Raises UserError where there is
+    nothing to open.
     """
     if path is None:
         path = checkpoint.newest_run()
@@ -41,6 +42,10 @@ def load(path: str | Path | None = None) -> "LanguageModel":
 def default_precision() -> Precision:
     """bfloat16 matrix products on GPU and TPU, float32 on CPU."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _check_feature(feature):
+    require(feature in encode.FEATURES, f"no feature {feature!r}; there are: {', '.join(encode.FEATURES)}")
 
 
 class LanguageModel:
@@ -65,8 +70,8 @@ class LanguageModel:
 
     @property
     def record_dir(self) -> Path:
-        """Where records of found units lie: in the run, or in the user's cache for weights that are not a run."""
-        if self.is_run:
+        """Where records of found units lie: in the run, or in the user's cache where that cannot be."""
+        if self.is_run and os.access(self.path, os.W_OK):
             return self.path / "units"
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "mlstm_jax" / self.digest[:16] / "units"
@@ -75,12 +80,15 @@ class LanguageModel:
         self, texts: list[str], feature: Feature = "cell", show_progress: bool = False
     ) -> Float[np.ndarray, "texts hidden"]:
         """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`)."""
+        require(not isinstance(texts, str), "encode takes a list of texts")
+        _check_feature(feature)
         framed = [frame(text) for text in texts]
         with progress("encoding", sum(map(len, framed)), show_progress) as done:
             return encode.encode(self.weights, framed, feature, done)
 
     def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
         """The state after every byte of the framed text, float32 [bytes, hidden]."""
+        _check_feature(feature)
         pieces = encode.trace(self.weights, frame(text), zero_state(self.weights, 1), None, feature)
         return np.concatenate([piece for piece, _ in pieces])
 
@@ -136,7 +144,9 @@ class LanguageModel:
             return None
         held = np.full(self.hidden, np.nan, np.float32)
         for unit, value in clamp.items():
-            require(0 <= unit < self.hidden, f"unit {unit} does not exist; this model has units 0 to {self.hidden - 1}")
-            require(np.isfinite(value), f"unit {unit} cannot be held at {value}")
+            require(
+                unit in range(self.hidden), f"unit {unit} does not exist; this model has units 0 to {self.hidden - 1}"
+            )
+            require(abs(value) <= float(np.finfo(np.float32).max), f"unit {unit} cannot be held at {value}")
             held[unit] = value
         return jnp.asarray(held)

@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from mlstm_jax.config import mute
 from mlstm_jax.disk import atomic
 
 
@@ -30,6 +31,13 @@ def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[int
         yield lambda count: bar.advance(task, count)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Train on in silence where nobody reads any more; rich would end the program."""
+        self.quiet = True
+        mute()
+
+
 class Log:
     """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk."""
 
@@ -45,7 +53,7 @@ class Log:
         except ImportError:
             self.tensorboard = None
             print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
-        self.console = Console()
+        self.console = _Console()
         self.bar = Progress(
             TextColumn("{task.completed:>7,}/{task.total:,}"),
             BarColumn(None),
@@ -105,9 +113,12 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl; a last line that a crash cut short is left out."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """All lines of metrics.jsonl that can be read: a crash may have cut one short, or left zeros."""
+    found = []
+    for line in (run_dir / "metrics.jsonl").read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [row for row in found if isinstance(row, dict) and isinstance(row.get("update"), int)]
 
 
 def cut_back(path: Path, update: int) -> None:

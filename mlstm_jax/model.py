@@ -44,8 +44,8 @@ def init(config: ModelConfig, seed: int) -> Params:
 
 
 def normalise(v: Float[Array, "rows columns"], g: Float[Array, "columns"]) -> Float[Array, "rows columns"]:
-    """Weight norm: every column of v divided by its L2 norm and multiplied by its gain."""
-    return v * (g / jnp.linalg.norm(v, axis=0))[None]
+    """Weight norm: every column of v divided by its L2 norm (at least 1e-6) and multiplied by its gain."""
+    return v * (g * jax.lax.rsqrt(jnp.maximum((v**2).sum(axis=0), 1e-12)))[None]
 
 
 def prepare(params: Params, precision: Precision = "float32") -> Weights:

@@ -61,7 +61,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state.
 
-    A loss or gradient that is not finite changes nothing but the counters, and starts the lanes afresh.
+    A loss, gradient or new parameter that is not finite changes nothing but the counters, and starts the lanes afresh.
     """
     lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
     (nats, lanes), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, window, lanes, precision)
@@ -72,6 +72,7 @@ def train_step(
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
+    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), params, good)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     state = TrainState(
         params=keep(params, state.params),

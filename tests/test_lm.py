@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 import mlstm_jax
 from mlstm_jax import encode, generate, model
@@ -214,6 +215,51 @@ def test_weights_that_do_not_fit_are_one_clear_line(golden, tmp_path):
     (tmp_path / "7.npy").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot be read"):
         mlstm_jax.load(tmp_path)
+
+
+def test_a_column_of_zeros_is_read_as_the_papers_release_reads_it(lm):
+    params = lm.params | {"wh": lm.params["wh"].at[:, 3].set(0.0)}
+    assert np.isfinite(LanguageModel(params, Path("nowhere")).read(b"A good film")[0]).all()
+
+
+@pytest.mark.parametrize(
+    "number, array", [(2, np.zeros(48)), (0, np.zeros(())), (0, np.array(["a"])), (8, np.zeros((2, 2)))]
+)
+def test_arrays_of_other_kinds_and_shapes_are_one_clear_line(golden, tmp_path, number, array):
+    for n in range(15):
+        (tmp_path / f"{n}.npy").write_bytes((golden / "openai" / "model" / f"{n}.npy").read_bytes())
+    np.save(tmp_path / f"{number}.npy", array)
+    with pytest.raises(UserError):
+        mlstm_jax.load(tmp_path)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
+def test_a_damaged_weight_file_opens_or_is_refused_in_one_line(golden, tmp_path, place, value, cut):
+    data = bytearray((golden / "seed" / "model.npy").read_bytes())
+    at = int(place * (len(data) - 1))
+    data[at] = value
+    (tmp_path / "model.npy").write_bytes(data[:at] if cut else data)
+    try:
+        mlstm_jax.load(tmp_path / "model.npy")
+    except UserError as error:
+        assert str(tmp_path) in str(error)
+
+
+def test_what_the_python_surface_cannot_do_is_one_clear_line(lm, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for call in (
+        lambda: lm.encode("abc"),
+        lambda: lm.encode(["abc"], "foo"),
+        lambda: lm.trace("abc", "foo"),
+        lambda: lm.generate("I ", clamp={1.5: 1.0}),
+        lambda: lm.generate("I ", clamp={1: 1e39}),
+        lambda: lm.save(tmp_path / "file"),
+        lambda: lm.save(tmp_path / "new", "pt"),
+    ):
+        with pytest.raises((UserError, TypeCheckError)):  # annotations are checked in tests only
+            call()
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, monkeypatch):

@@ -288,6 +288,90 @@ def test_two_processes_do_not_train_one_run(reviews, finished):
         train.main(["--run-dir", str(finished)])
 
 
+def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments(reviews, run_dir, "--log-every", "1")],
+        stdout=subprocess.PIPE,
+    )
+    for line in process.stdout:
+        if line.startswith(b"compiling"):
+            break
+    process.stdout.close()
+    process.wait()
+    assert "test_bits_per_byte" in log.read_metrics(run_dir)[-1] and 20 in checkpoint._steps(run_dir)
+
+
+def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_on(
+    reviews, tmp_path, monkeypatch, finished
+):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        score, calls = training.bits_per_byte, []
+
+        def killed(*args):
+            calls.append(args)
+            if len(calls) == 3:  # after the two scorings of the validation bytes
+                raise KeyboardInterrupt
+            return score(*args)
+
+        patch.setattr(training, "bits_per_byte", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(reviews, run_dir))
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert log.read_metrics(run_dir)[-1].keys() == {"update", "test_bits_per_byte"}
+    assert_same_run(run_dir, finished)
+
+
+def test_training_on_that_is_stopped_at_once_is_not_lost(reviews, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    train.main(arguments(reviews, run_dir, "--updates", "5"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5, signal.SIGTERM)
+        assert train.main(["--run-dir", str(run_dir), "--more-updates", "5"]) == 143
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert int(state_of(run_dir)[0].update) == 10
+
+
+def test_a_config_edited_on_disk_is_refused_by_what_the_checkpoint_holds(reviews, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5, signal.SIGTERM)
+        train.main(arguments(reviews, run_dir))
+    path = run_dir / "config.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.005', '"learning_rate": 0.5'))
+    with pytest.raises(UserError, match=r"learning_rate \(0.005 -> 0.5\) may not change"):
+        train.main(["--run-dir", str(run_dir)])
+
+
+def test_a_run_that_never_saved_starts_again_with_another_config_and_says_so(reviews, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    checkpoint.write_config(run_dir, train.configs.from_dict(train.configs.to_dict(train.configs.Config())))
+    (run_dir / "metrics.jsonl").write_text('{"update": 3}\n')
+    assert train.main(arguments(reviews, run_dir, "--updates", "5")) == 0
+    assert "has no checkpoint: starting again from update 0" in capsys.readouterr().out
+
+
+def test_data_that_moved_are_known_by_their_bytes(reviews, tmp_path):
+    run_dir, moved = tmp_path / "run", tmp_path / "moved.txt"
+    train.main(arguments(reviews, run_dir, "--updates", "5"))
+    moved.write_bytes(reviews.read_bytes())
+    assert train.main(["--run-dir", str(run_dir), "--data", str(moved), "--more-updates", "2"]) == 0
+    assert train.stored_config(run_dir).data == str(moved)
+
+
+def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
+    run_dir = tmp_path / "run"
+    train.main(arguments(reviews, run_dir, "--updates", "10"))
+    path = run_dir / "metrics.jsonl"
+    before = log.read_metrics(run_dir)
+    path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n" + path.read_bytes() + b'{"update": 99, "bits')
+    assert log.read_metrics(run_dir) == before
+    assert train.main(["--run-dir", str(run_dir), "--more-updates", "5"]) == 0
+    assert path.read_bytes().startswith(b'{"update": 5,')
+
+
 @pytest.mark.parametrize(
     "content, more, message",
     [
@@ -334,6 +418,7 @@ def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, 
         ("sample.py", finished, "--clamp", "16=1.0"),
         ("sample.py", finished, "--clamp", "3:1"),
         ("sample.py", tmp_path / "nowhere"),
+        ("train.py", "--run-dir", ROOT / "README.md" / "run"),
         ("eval_sst.py", finished, "--sst", tmp_path),
     ):
         done = script(name, *args)

@@ -52,7 +52,7 @@ def _json(path, file, key):
         try:
             record = json.loads(decode(line.strip()))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
+            raise UserError(f"{where}: not JSON ({getattr(error, 'msg', error)}); one object a line is read") from None
         require(isinstance(record, dict), f"{where}: not a JSON object; one object a line is read")
         key = key or _find_key(where, record)
         require(key in record, f"{where}: no key {key!r}; there are: {', '.join(record)}")
@@ -63,7 +63,7 @@ def _json(path, file, key):
 def _csv(path, file, key):
     csv.field_size_limit(2**31 - 1)  # the largest that every platform takes
     with io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines)
+        rows = csv.reader(lines, strict=True)  # a quote that is never closed would swallow the rest
         try:
             header = next(rows, [])
             key = key or _find_key(f"{path}, line 1", header)
