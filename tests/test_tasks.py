@@ -274,11 +274,11 @@ def test_a_damaged_store_is_named(tmp_path, monkeypatch, served):
 
 
 def refused(tmp_path):
-    """The message of a load that must fail within seconds, and leave nothing."""
+    """The message of a load that must give up by itself, and leave nothing."""
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
         tasks.load("sst", data_dir=tmp_path / "tfds")
-    assert time.monotonic() - start < 6  # 3 to 4 s, and a busy machine
+    assert time.monotonic() - start < 60  # left to itself tensorflow-datasets tries for minutes
     assert files(tmp_path / "tfds") == []
     message = str(caught.value)
     assert "\n" not in message and message.endswith(tasks.BY_HAND) and str(tmp_path / "tfds") in message
