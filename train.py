@@ -30,14 +30,7 @@ def main(args: list[str] | None = None) -> int:
     """Train, or resume, the run that the command line describes. Returns the exit status."""
     config, old = configs.from_command_line(sys.argv[1:] if args is None else args, stored_config)
     run_dir = Path(config.run_dir)
-    if old:
-        if any(path.name.isdecimal() for path in (run_dir / "checkpoints").glob("*")):
-            refuse_another_run(run_dir, old, config)
-        changed = configs.differences(old, config)
-        changed = [f"{k} ({a} -> {b})" for k, (a, b) in changed.items() if k not in ("run_dir", "more_updates")]
-        if changed:
-            print(f"changed for this run from now on: {', '.join(changed)}")
-    elif run_dir.exists():
+    if not old and run_dir.exists():
         empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
         require(empty, f"{run_dir} exists and is not a run; name a new folder with --run-dir")
 
@@ -63,19 +56,21 @@ def main(args: list[str] | None = None) -> int:
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with checkpoint.locked(run_dir):
-        checkpoint.write_config(run_dir, replace(config, more_updates=0))
         return run(config, run_dir, corpus, windows)
 
 
-def refuse_another_run(run_dir: Path, old: Config, config: Config) -> None:
-    """Raise a UserError where a config does not fit a run that has started, with the fields that differ."""
-    fixed = {k: pair for k, pair in configs.differences(old, config).items() if k.split(".")[0] in configs.FIXED}
-    described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in fixed.items())
+def compare(run_dir: Path, old: Config, config: Config) -> None:
+    """Announce what changes in a run that has started; what may not change is a UserError with the fields."""
+    changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", "more_updates")}
+    fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
+    described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
     require(
         not fixed,
         f"{run_dir} is another run: {described} may not change once a run has started; "
         f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew",
     )
+    if changed:
+        print(f"changed for this run from now on: {described}")
 
 
 def run(config, run_dir, corpus, windows) -> int:
@@ -94,8 +89,9 @@ def run(config, run_dir, corpus, windows) -> int:
     # State: a new one, or the newest whole checkpoint's.
     planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
+    kept = replace(config, more_updates=0)  # asked for once, not part of the run
     meta = {
-        "config": configs.to_dict(replace(config, more_updates=0)),
+        "config": configs.to_dict(kept),
         "data": corpus.digest,
         "position": 0,
         "schedule": [0, planned],
@@ -104,7 +100,7 @@ def run(config, run_dir, corpus, windows) -> int:
     restored = checkpoint.restore(run_dir, say=print)
     if restored:
         state, saved = restored
-        refuse_another_run(run_dir, configs.from_dict(saved["config"]), config)
+        compare(run_dir, configs.from_dict(saved["config"]), config)
         require(
             saved["data"] == corpus.digest,
             f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
@@ -122,7 +118,8 @@ def run(config, run_dir, corpus, windows) -> int:
             f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do",
         )
         start, end = meta["schedule"] = [update, update + config.more_updates]
-    elif update == end:
+    checkpoint.write_config(run_dir, kept)  # not before all that could refuse it
+    if update == end:
         print(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
         return 0
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from rich.console import Console
 from rich.table import Table
 
@@ -78,23 +78,10 @@ def plain_loss(params: Params, window: Window, lanes: State, rows_first: bool) -
 
 
 def plain(state: TrainState, window: Window, rows_first: bool = False) -> tuple[TrainState, Metrics]:
-    """training.train_step with `plain_loss`, down to the guard against updates that are not finite."""
+    """training.train_step with `plain_loss`."""
     differentiate = jax.value_and_grad(plain_loss, has_aux=True)
     (nats, lanes), gradient = differentiate(state.params, window, state.lanes, rows_first)
-    norm = optax.tree.norm(gradient)
-    gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, CLIP / norm), gradient)
-    direction, moments = training.adam.update(gradient, state.moments)
-    params = jax.tree.map(lambda p, d: p - RATE * d, state.params, direction)
-
-    good: Bool[Array, ""] = jnp.isfinite(nats) & jnp.isfinite(norm)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-    state = state._replace(
-        params=keep(params, state.params),
-        moments=keep(moments, state.moments),
-        lanes=keep(lanes, jax.tree.map(jnp.zeros_like, lanes)),
-        update=state.update + 1,
-    )
-    return state, {"bits_per_byte": nats / training.LOG2, "gradient_norm": norm}
+    return training.apply_gradient(state, gradient, nats, lanes, RATE, clip=CLIP)
 
 
 def jax_update(step: Callable, params: Params, lanes: int) -> Update:

@@ -94,7 +94,7 @@ def restore(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainState, Meta
     if found is None:
         return None
     parts, meta = found
-    return _join(parts["params"], parts["train"]), meta
+    return TrainState(params=parts["params"], **parts["train"]), meta
 
 
 def load_params(run_dir: Path, say: Callable[[str], None]) -> tuple[model.Params, Meta]:
@@ -141,10 +141,6 @@ def _parts(state: TrainState):
     """A state as the two parts of a checkpoint."""
     fields = state._asdict()
     return fields.pop("params"), fields
-
-
-def _join(params, train) -> TrainState:
-    return TrainState(params=params, **train)
 
 
 def _meta_digest(meta: Meta) -> str:

@@ -59,12 +59,25 @@ def train_step(
     clip: float,
     precision: Precision,
 ) -> tuple[TrainState, Metrics]:
-    """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state.
+    """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
+    lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
+    (nats, lanes), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, window, lanes, precision)
+    return apply_gradient(state, gradient, nats, lanes, rate, clip=clip)
+
+
+def apply_gradient(
+    state: TrainState,
+    gradient: Params,
+    nats: Float[Array, ""],
+    lanes: State,
+    rate: Float[Array, ""] | float,
+    *,
+    clip: float,
+) -> tuple[TrainState, Metrics]:
+    """The update that a window's gradient, loss in nats and last state make.
 
     A loss, gradient or new parameter that is not finite changes nothing but the counters, and starts the lanes afresh.
     """
-    lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
-    (nats, lanes), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, window, lanes, precision)
     norm = optax.tree.norm(gradient)
     if clip:
         gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
