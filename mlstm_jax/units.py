@@ -1,10 +1,12 @@
 """The unit record: the unit of the weights that carries sentiment. Evaluation writes it, sampling reads it."""
 
+import contextlib
 import dataclasses
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlstm_jax.config import UserError, require
 from mlstm_jax.disk import atomic
@@ -76,6 +78,22 @@ def load(folder: Path, digest: str, task: str | None = None) -> UnitRecord:
             return record
     problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folder / (task or '*')}.json"
     raise UserError(f"{problem}; find the unit of these weights: {command(task)}")
+
+
+def found(folder: Path, digest: str) -> list[UnitRecord]:
+    """All records of these weights, by task."""
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(UserError):
+            records += [record for record in [_read(path)] if record.digest == digest]
+    return records
+
+
+def summary(record: UnitRecord) -> dict[str, Any]:
+    """A record's fields but for the coefficients, one number for every unit."""
+    fields = dataclasses.asdict(record)
+    del fields["coefficients"]
+    return fields
 
 
 def clamp_value(record: UnitRecord, k: float) -> float:

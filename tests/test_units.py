@@ -125,7 +125,11 @@ class Model:
         self.path, self.hidden, self.silent = path, hidden, silent
         self.digest, self.update, self.is_run, self.bits_per_byte_heldout = "d1", 40, True, 2.5
         self.precision, self.record_dir = "float32", path / "units"
+        self.work_dir = path
         self.encoded = 0
+
+    def require_bytes(self):
+        pass
 
     def encode(self, texts, feature="cell", show_progress=False):
         self.encoded += len(texts)
