@@ -273,7 +273,7 @@ def _array(bag: Any) -> np.ndarray | list:
     return _shaped(content, np.dtype(order + name), shape, fortran)
 
 
-def _shaped(data: bytes, dtype, shape, fortran) -> np.ndarray:
+def _shaped(data: Any, dtype, shape, fortran) -> np.ndarray:
     natural = all(isinstance(n, int) and n >= 0 for n in shape)
     require(
         isinstance(data, bytes) and natural and len(data) == math.prod(shape) * dtype.itemsize,

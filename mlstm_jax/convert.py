@@ -50,7 +50,8 @@ def read(path: Path) -> Params:
         require(sources is not None, f"no weights known here; known are {KNOWN}")
         return _read(sources)
     except Exception as error:  # files cut or changed anywhere: many errors, one meaning
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = str(error.args[0]) if isinstance(error, KeyError) else str(error)  # str() of a KeyError is in quotes
+        why = (why.strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read: {why}") from None
 
 
