@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import eval_sst
+import mlstm_jax
 import sample
 import train
 from mlstm_jax import checkpoint, log, model, training
 from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax.corpus.build import build
 from mlstm_jax.corpus.windows import Windows
 
 ROOT = Path(__file__).parent.parent
@@ -95,9 +97,6 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
 
 def test_held_out_figure_equals_the_models_own(finished, reviews):
     """The figure in the records is the mean over all targets, computed here in one lane after another."""
-    import mlstm_jax
-    from mlstm_jax.corpus.build import build
-
     lm = mlstm_jax.load(finished)
     config = train.stored_config(finished)
     part = build(config).validation[: config.eval_bytes]
@@ -191,6 +190,55 @@ def test_a_run_whose_data_changed_is_refused(reviews, tmp_path):
     data.write_bytes(reviews.read_bytes() + b"\none more review")
     with pytest.raises(UserError, match="have changed"):
         train.main(["--run-dir", str(run_dir)])
+
+
+def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path, capsys):
+    source = golden / "seed" / "model.npy"
+    options = ("--init", str(source), "--updates", "1", "--learning-rate", "1e-30")
+    assert train.main(arguments(reviews, tmp_path / "still", *options)) == 0
+    assert f"starting from {source}: 48 units, embedding of 16, a fresh optimizer" in capsys.readouterr().out
+    state, meta = checkpoint.restore(tmp_path / "still", say=print)
+    before = mlstm_jax.load(source)
+    assert checkpoint.digest(state.params) == before.digest == mlstm_jax.load(source).digest
+    assert meta["config"]["model"] == {"hidden": 48, "embed": 16, "gain": None}
+    part = build(train.stored_config(tmp_path / "still")).validation[:400].tobytes()
+    assert mlstm_jax.load(tmp_path / "still").bits_per_byte(part) == before.bits_per_byte(part)
+
+
+def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path, monkeypatch, capsys):
+    source = tmp_path / "model.npy"
+    source.write_bytes((golden / "seed" / "model.npy").read_bytes())
+    options = ("--init", str(source))
+    assert train.main(arguments(reviews, tmp_path / "whole", *options)) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6, signal.SIGTERM)
+        assert train.main(arguments(reviews, tmp_path / "run", *options)) == 143
+    source.unlink()
+    with pytest.raises(UserError, match="init .* may not change"):
+        train.main(arguments(reviews, tmp_path / "run", "--init", str(golden / "openai" / "model")))
+    with pytest.raises(UserError, match="init .* may not change"):
+        train.main(arguments(reviews, tmp_path / "run"))
+    assert train.main(arguments(reviews, tmp_path / "run", *options)) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    losses = [m["bits_per_byte"] for m in log.read_metrics(tmp_path / "run") if "bits_per_byte" in m]
+    assert losses[-1] < losses[0]
+    mlstm_jax.load(tmp_path / "run").save(tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert f"1,280 bytes, starting from {source} |" in card and "| updates | 20 |" in card
+
+
+def test_training_from_a_run_of_our_own(finished, reviews, tmp_path):
+    assert train.main(arguments(reviews, tmp_path / "run", "--init", str(finished), "--learning-rate", "1e-30")) == 0
+    assert mlstm_jax.load(tmp_path / "run").digest == mlstm_jax.load(finished).digest
+
+
+def test_weights_that_training_cannot_start_from_are_one_clear_line(reviews, tmp_path):
+    with pytest.raises(UserError, match="--init nowhere does not exist"):
+        train.main(arguments(reviews, tmp_path / "run", "--init", "nowhere"))
+    (tmp_path / "w.npy").write_bytes(b"\x93NUMPY and no more")
+    with pytest.raises(UserError, match="w.npy cannot be read"):
+        train.main(arguments(reviews, tmp_path / "run", "--init", str(tmp_path / "w.npy")))
+    assert train.main(arguments(reviews, tmp_path / "run")) == 0  # nothing stands in the way of another try
 
 
 def test_a_finished_run_trains_on_with_a_new_decay(reviews, tmp_path):
