@@ -168,13 +168,13 @@ def _pt_zip(path):
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         if root + "byteorder" in archive.namelist():
-            require(archive.read(root + "byteorder") == b"little", "its numbers are big-endian")
-        data = archive.read(pickled)
+            require(_entry(archive, root + "byteorder") == b"little", "its numbers are big-endian")
+        data = _entry(archive, pickled)
     tree, _ = _unpickle(io.BytesIO(data), len(data))
 
     def memory(storage: _Storage) -> np.ndarray:
         with _zip(path) as archive:
-            return _numbers(archive.read(f"{root}data/{storage.key}"), storage)
+            return _numbers(_entry(archive, f"{root}data/{storage.key}"), storage)
 
     return tree, memory
 
@@ -257,7 +257,7 @@ def _tensor(bag: Bag, memory: Callable[[_Storage], np.ndarray]) -> np.ndarray:
     natural = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)) and len(shape) == len(strides) <= 2
     count, last = math.prod(shape), offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     numbers = memory(storage)
-    require(natural and (count == 0 or (count <= len(numbers) and last < len(numbers))), "a tensor exceeds its storage")
+    require(natural and 0 < count <= len(numbers) and last < len(numbers), "a tensor is empty or exceeds its storage")
     width = numbers.itemsize
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, [s * width for s in strides], writeable=False)
 
@@ -305,9 +305,20 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
         for entry in archive.infolist():
             climbs = entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/")
             require(not climbs, f"its entry {entry.filename!r} climbs out of the folder")
-        size, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+            plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not entry.flag_bits & 1
+            require(plain, f"its entry {entry.filename!r} is compressed or encrypted in a way that is not read here")
+        size, entries = path.stat().st_size, archive.infolist()
+        packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+        require(packed <= size, f"it speaks of {packed:,} bytes; there are {size:,}")
         require(unpacked <= 2 * size, f"it would unpack to {unpacked:,} bytes, from {size:,}")
         yield archive
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """An entry of a zip, never more than it is said to be: archive.read() would unpack all before it looks."""
+    require(name in archive.NameToInfo, f"it has no entry {name}")
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)
 
 
 def _unpickle(file: io.BufferedIOBase, size: int) -> tuple[Any, dict[str, _Storage]]:

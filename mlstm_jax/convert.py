@@ -214,9 +214,10 @@ def _read(sources: Sources) -> Params:
         array = sources[name]()
         floating = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, np.floating)
         require(floating, f"{name} is no array of numbers with a point")
+        require(array.size, f"{name} is empty")
         with np.errstate(over="ignore"):
             array = np.asarray(array, np.float32)
-        ends = array.min(initial=0), array.max(initial=0)  # a mask of all that is finite would take memory
+        ends = array.min(), array.max()  # a mask of all that is finite would take memory
         require(bool(np.isfinite(ends).all()), f"{name} holds numbers that are not finite")
         return array
 

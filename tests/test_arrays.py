@@ -172,6 +172,42 @@ def bomb_zip():
     return file.getvalue()
 
 
+def lying_zip(at, value):
+    """An entry that unpacks to more than the list of contents says, or is said to be longer than the file."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("embedding.npy", npy((50_000_000,), data=bytes(200_000_000)))
+        archive.writestr("mlstm.0.wh.npy", npy((1, 4), data=bytes(16)))
+    data = bytearray(file.getvalue())
+    entry = data.index(b"PK\1\2")
+    data[entry + at : entry + at + 4] = struct.pack("<I", value)
+    return bytes(data)
+
+
+def encrypted_zip():
+    data = bytearray(zipped(port(today), numbers()))
+    at = -1
+    while (at := data.find(b"PK\1\2", at + 1)) >= 0:
+        data[at + 8] |= 1
+    return bytes(data)
+
+
+def lzma_zip():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("mlstm.0.wh.npy", npy((50_000_000,), data=bytes(200_000_000)))
+    return file.getvalue()
+
+
+def overlapping_zip():
+    """One entry's bytes listed a thousand times."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("mlstm.0.wh.npy", npy((25_000,), data=bytes(100_000)))
+        archive.filelist *= 1000
+    return file.getvalue()
+
+
 def climbing_zip():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -248,19 +284,24 @@ HARM = {
     "pt-module": ("torch.jit.load", "m.pt", lambda: zipped(module("torch.jit.load"), {})),
     "pt-shape": ("not of the size", "m.pt", lambda: zipped(port(other_shape), numbers())),
     "pt-negative": (
-        "exceeds its storage",
+        "is empty or exceeds its storage",
         "m.pt",
         lambda: zipped(port(negative), {str(n): np.zeros(8, "<f4") for n in range(8)}),
     ),
-    "pt-view": ("exceeds its storage", "m.pt", lambda: zipped(port(huge_view), numbers())),
+    "pt-view": ("is empty or exceeds its storage", "m.pt", lambda: zipped(port(huge_view), numbers())),
     "pt-changed": ("no attribute", "m.pt", lambda: zipped(port(changed_storage), numbers())),
     "pt-nan": ("not finite", "m.pt", lambda: zipped(port(today), nan_numbers())),
     "pt-cut": ("cut off", "m.pt", lambda: stream(port(today), numbers())[:-8]),
     "pt-1tb": ("cut off", "m.pt", lambda: stream(port(lambda n, s: today(n, (10**6, 10**6))), numbers())),
-    "pt-missing": ("no item named", "m.pt", lambda: zipped(port(today), {})),
+    "pt-missing": ("it has no entry archive/data/0", "m.pt", lambda: zipped(port(today), {})),
     "pt-keys": ("storage ../../etc", "m.pt", lambda: stream(port(today), numbers(), keys=["../../etc"])),
     "zip-bomb": ("unpack to", "m.npz", bomb_zip),
     "zip-climbs": ("climbs out", "m.pt", climbing_zip),
+    "zip-lies": ("Bad CRC", "m.npz", lambda: lying_zip(24, 1000)),
+    "zip-long": ("it speaks of", "m.npz", lambda: lying_zip(20, 2**31)),
+    "zip-lzma": ("not read here", "m.npz", lzma_zip),
+    "zip-encrypted": ("encrypted", "m.pt", encrypted_zip),
+    "zip-overlaps": ("it speaks of", "m.npz", overlapping_zip),
     "zip-many": ("list of contents", "m.npz", many_entries),
     "zip-cut": ("not a zip", "m.npz", lambda: zipped(port(today), numbers())[:-40]),
     "safetensors-1tb": ("header too large", "m.safetensors", lambda: struct.pack("<Q", 2**40) + b"{" + bytes(100)),
