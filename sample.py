@@ -51,7 +51,7 @@ def main(
 
     model = lm.load(run)
     if sentiment is not None:
-        record = units.load(model.record_dir, model.digest, task)
+        record = units.load(model.record_dirs, model.digest, task)
         require(record.unit not in held, f"--sentiment holds unit {record.unit}, and so does --clamp")
         held[record.unit] = units.clamp_value(record, sentiment)
         print(f"holding unit {record.unit} at {held[record.unit]:.4g}", file=sys.stderr)

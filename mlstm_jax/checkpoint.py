@@ -163,8 +163,9 @@ def folder(run_dir: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of ours; weights for a model hub have a config.json too."""
-    return (path / "config.json").is_file() and not (path / "model.safetensors").exists()
+    """Whether a folder is a run of ours; weights for a model hub have a config.json too, but no lanes in it."""
+    config = path / "config.json"
+    return config.is_file() and (folder(path).is_dir() or b'"lanes"' in config.read_bytes())
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:

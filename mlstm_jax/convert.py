@@ -4,12 +4,15 @@ python -m mlstm_jax.convert SRC DST [--format openai|seed|safetensors]
 """
 
 import json
+import math
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import jax
@@ -17,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mlstm_jax import arrays
+from mlstm_jax import arrays, units
 from mlstm_jax.card import card
 from mlstm_jax.config import UserError, require
-from mlstm_jax.disk import atomic
 from mlstm_jax.model import Params
+from mlstm_jax.text import printable
+from mlstm_jax.units import UnitRecord, summary
 
 Format = Literal["openai", "seed", "safetensors"]
 Sources = dict[str, Callable[[], Any]]  # parameter -> what reads its array, when it is called
@@ -44,15 +48,15 @@ def read(path: Path) -> Params:
 
     Raises UserError for anything else, a missing array, shapes that disagree. Nothing in the files is executed.
     """
-    require(path.exists(), f"{path} does not exist; known are {KNOWN}")
     try:
+        require(path.exists(), f"it does not exist; known are {KNOWN}")
         sources = _sources(path)
         require(sources is not None, f"no weights known here; known are {KNOWN}")
-        return _read(sources)
+        return _read(sources, 3 * path.stat().st_size + 2**20 if path.is_file() else math.inf)
     except Exception as error:  # files cut or changed anywhere: many errors, one meaning
-        why = str(error.args[0]) if isinstance(error, KeyError) else str(error)  # str() of a KeyError is in quotes
-        why = (why.strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {why}") from None
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = why if len(why) <= 400 else why[:400] + " ..."
+        raise UserError(f"{path} cannot be read: {printable(why)}") from None
 
 
 def _sources(path) -> Sources | None:
@@ -62,9 +66,12 @@ def _sources(path) -> Sources | None:
             return _openai(path)
         if (path / "xaa").exists():
             return _parts(path)
-        names = ("model.safetensors", "model.npy", "model_weights.npz")
-        return next((_sources(path / name) for name in names if (path / name).exists()), None)
-    if re.fullmatch("x[a-z][a-z]", path.name):
+        files = [path / name for name in ("model.safetensors", "model.npy", "model_weights.npz")]
+        files = [file for file in files if file.exists()] or list(path.glob("*.pt"))
+        require(len(files) < 2 or files[0].suffix != ".pt", f"it holds {len(files)} .pt files; name one of them")
+        return _sources(files[0]) if files else None
+    require(path.is_file(), f"{path.name} is not a file")
+    if re.fullmatch("x[a-z][a-z]", path.name) and path.with_name("xaa").exists():
         return _parts(path.parent)
     with open(path, "rb") as file:
         start = file.read(9)
@@ -83,7 +90,7 @@ def _openai(path) -> Sources:
 
     def get(name):
         file = path / f"{OPENAI_ORDER.index(name)}.npy"
-        require(file.is_file(), f"{file.name} is missing")
+        require(file.is_file(), f"{file.name} is missing, or is not a file")
         with open(file, "rb") as opened:
             return arrays.read_npy(opened, file.stat().st_size)
 
@@ -93,9 +100,8 @@ def _openai(path) -> Sources:
 def _seed(file, size) -> Sources:
     """The TensorFlow reproduction: one pickled array of 27, most of them one gate each, biases [1, hidden]."""
     found = arrays.read_npy(file, size)
-    required = f"arrays where the reproduction's model.npy has {len(SEED_ORDER)}"
     require(isinstance(found, list), "it is one array; of the paper's release, name the folder that holds all 15")
-    require(len(found) == len(SEED_ORDER), f"{len(found)} {required}")
+    require(len(found) == 27, f"{len(found)} arrays where the reproduction's model.npy has 27")
     named = dict(zip(SEED_ORDER, found, strict=True))
     flat = lambda array: array.reshape(array.size) if array.ndim == 2 and len(array) == 1 else array
     # Each array is let go as it is used, so that memory never holds two copies of everything.
@@ -108,7 +114,7 @@ def _parts(folder) -> Sources:
     parts = sorted(part for part in folder.iterdir() if re.fullmatch("x[a-z][a-z]", part.name))
     for number, part in enumerate(parts):
         due = "x" + chr(97 + number // 26) + chr(97 + number % 26)
-        require(part.name == due, f"its part {due} is missing")
+        require(part.name == due and part.is_file(), f"its part {due} is missing, or is not a file")
     with tempfile.TemporaryFile() as whole:
         for part in parts:
             with open(part, "rb") as file:
@@ -120,6 +126,7 @@ def _parts(folder) -> Sources:
 
 def _pytorch(tensors: arrays.Lazy) -> Sources:
     """Either PyTorch port: matrices [out, in]; weight norm folded, or as pairs of `_g` and `_v`."""
+    tensors = {name.removeprefix("module."): source for name, source in tensors.items()}  # DataParallel's prefix
     if "rnn.h2o.weight" in tensors:  # guillitte's
         cell, gates, embed, out = "rnn.layer_0.", GATES, "embed.weight", "rnn.h2o"
         names = dict(wx="wx.weight", wh="wh.weight", wmx="wmx.weight", wmh="wmh.weight")
@@ -132,9 +139,12 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
     require(len(layers) < 2, f"it has {len(layers)} layers; models of one layer are read here")
 
     def get(name):
-        require(name in tensors, f"it has no {name}")
-        array = tensors[name]()
-        return array.astype(np.float32) if array.dtype == np.float16 else array  # before any arithmetic
+        there = ", ".join(list(tensors)[:4]) or "no tensors"
+        require(name in tensors, f"it has no {name}; there are: {there} ...")
+        return tensors[name]()
+
+    def exact(name):  # for arithmetic
+        return get(name).astype(np.float32, copy=False)
 
     def direction(name):
         name = cell + names[name]
@@ -144,7 +154,7 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
         full = cell + names["w" + name[1:]]
         if full + "_g" in tensors:
             return get(full + "_g").reshape(-1)
-        v = direction("w" + name[1:])
+        v = direction("w" + name[1:]).astype(np.float32, copy=False)
         return np.sqrt(np.einsum("ij,ij->j", v, v, dtype=np.float64))  # folded: each column's norm is its gain
 
     def by_gate(make, name):
@@ -159,7 +169,7 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
         "embed": partial(of_bytes, embed),
         "out": lambda: of_bytes(out + ".weight").T,
         "out_b": partial(of_bytes, out + ".bias"),
-        "b": partial(by_gate, lambda _: sum(get(cell + bias) for bias in biases), "b"),
+        "b": partial(by_gate, lambda _: sum(exact(cell + bias) for bias in biases), "b"),
         **{name: partial(by_gate, direction, name) for name in ("wx", "wh")},
         **{name: partial(by_gate, gain, name) for name in ("gx", "gh")},
         **{name: partial(direction, name) for name in ("wmx", "wmh")},
@@ -177,6 +187,10 @@ def _unirep(found: arrays.Lazy) -> Sources:
 
 
 def _safetensors(path) -> Sources:
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    require(header <= 100_000, f"its header has {header:,} bytes")
+
     def get(name):
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
             if file.get_slice(name).get_dtype() != "BF16":
@@ -206,8 +220,8 @@ def _shapes(inputs: int = 256, e: int = 1, h: int = 1, outputs: int = 256) -> di
     )  # fmt: skip
 
 
-def _read(sources: Sources) -> Params:
-    """Read every parameter and check it: there, of the shape that goes with the others, finite."""
+def _read(sources: Sources, limit: float) -> Params:
+    """Read every parameter and check it: there, of the shape that goes with the others, finite, in `limit` bytes."""
 
     def get(name):
         require(name in sources, f"{name} is missing")
@@ -223,10 +237,13 @@ def _read(sources: Sources) -> Params:
 
     first = {name: get(name) for name in ("embed", "out")}  # the two that tell all sizes
     require(all(array.ndim == 2 for array in first.values()), "embed and out are not both matrices")
+    require(len(first["embed"]) <= 256, "it reads more than 256 symbols")
     params = {}
     for name, shape in _shapes(*first["embed"].shape, *first["out"].shape).items():
         array = first[name] if name in first else get(name)
         require(array.shape == shape, f"{name} has shape {array.shape}, {shape} was expected")
+        limit -= array.nbytes
+        require(limit >= 0, "its arrays are larger than the file: they share their numbers")
         params[name] = jax.device_put(array).block_until_ready()
     return params
 
@@ -241,49 +258,56 @@ def about(path: Path) -> dict[str, Any]:
         return {}
     try:
         said = json.loads(path.read_bytes())
+        require(isinstance(said, dict), "it holds no object")
         update, heldout, data = (said.get(name) for name in ("update", "bits_per_byte_heldout", "trained_on"))
-        known = isinstance(update, int | None) and isinstance(heldout, float | None) and isinstance(data, str | None)
-        require(known, "its fields are of other types")
-        return {"update": update, "heldout": heldout, "trained_on": data}
-    except (ValueError, AttributeError) as error:
+        known = type(update) in (int, NoneType) and type(heldout) in (int, float, NoneType)
+        known = known and isinstance(data, str | None)
+        require(known and math.isfinite(heldout or 0), "its fields make no sense")
+        return {"update": update, "heldout": None if heldout is None else float(heldout), "trained_on": data}
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}; restore it, or remove it") from None
 
 
-def write(params: Params, path: Path, format: Format, about: Mapping[str, Any]) -> None:
-    """Write a folder in the given format; files that are there already are not overwritten (UserError).
+def write(params: Params, path: Path, format: Format, about: dict[str, Any], records: Sequence[UnitRecord]) -> None:
+    """Write a new folder in the given format, whole or not at all; UserError where there is something already.
 
-    `about` is what is known of the weights; safetensors come with it, as config.json and as a model card.
+    `about` is what is known of the weights; safetensors come with it as config.json and as a model card, and with the
+    records of found units.
     """
-    require(not path.is_file(), f"{path} is a file; name a new folder")
+    require(
+        not path.exists() or (path.is_dir() and not any(path.iterdir())), f"{path} exists already; name a new folder"
+    )
     require(format in get_args(Format), f"no format {format!r}; there are: {', '.join(get_args(Format))}")
-    inputs, outputs = len(params["embed"]), len(params["out_b"])
-    of_bytes = inputs == outputs == 256
+    of_bytes = len(params["embed"]) == len(params["out_b"]) == 256
     require(of_bytes or format == "safetensors", f"a {format} folder holds models of bytes only; use safetensors")
     held = {name: np.asarray(array) for name, array in params.items()}
-    files = {
-        "openai": {f"{n}.npy": partial(_save_npy, _part(held, name)) for n, name in enumerate(OPENAI_ORDER)},
-        "seed": {"model.npy": partial(_save_seed, held)},
-        "safetensors": {
-            "model.safetensors": lambda file: safetensors.numpy.save_file(held, file.name),
-            "config.json": lambda file: file.write((json.dumps(about, indent=2) + "\n").encode()),
-            "README.md": lambda file: file.write(card(about).encode()),
-        },
-    }[format]
-    there = [str(path / name) for name in files if (path / name).exists()]
-    require(not there, f"{there[0] if there else ''} exists already; name a new folder")
-    for name, save in files.items():
-        with atomic(path / name) as file:
-            save(file)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        if format == "openai":
+            for number, name in enumerate(OPENAI_ORDER):
+                np.save(temporary / f"{number}.npy", _part(held, name))
+        elif format == "seed":
+            with open(temporary / "model.npy", "wb") as file:
+                _save_seed(held, file)
+        else:
+            about = about | {"units": [summary(record) for record in records]}
+            (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (temporary / "README.md").write_text(card(about), encoding="utf-8")
+            safetensors.numpy.save_file(held, temporary / "model.safetensors")
+            for record in records:
+                units.save(record, temporary / "units")
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _part(held, name):
     """A parameter, or one gate of it."""
     whole, _, gate = name.partition(".")
     return np.split(held[whole], 4, axis=-1)[GATES.index(gate)] if gate else held[whole]
-
-
-def _save_npy(array, file):
-    np.save(file, array)
 
 
 def _save_seed(held, file):

@@ -87,10 +87,16 @@ class LanguageModel:
         return cache / "mlstm_jax" / self.digest[:16]
 
     @property
+    def record_dirs(self) -> list[Path]:
+        """Where records of found units lie: beside our own weights, saved ones too, and in the `work_dir`."""
+        beside = self.path if self.path.is_dir() else self.path.parent
+        ours = (beside / "config.json").is_file()
+        return list(dict.fromkeys([beside / "units"] * ours + [self.work_dir / "units"]))
+
+    @property
     def record_dir(self) -> Path:
-        """Where records of found units lie: beside our own weights, saved ones too, or in the `work_dir`."""
-        ours = (self.path / "config.json").is_file() and os.access(self.path, os.W_OK)
-        return (self.path if ours else self.work_dir) / "units"
+        """Where records of found units are written: the first of `record_dirs` where that can be."""
+        return next((found for found in self.record_dirs if os.access(found.parent, os.W_OK)), self.record_dirs[-1])
 
     def require_bytes(self) -> None:
         """Raise UserError unless the model reads and predicts bytes."""
@@ -126,10 +132,10 @@ class LanguageModel:
         Of a model that is not of bytes, `data` are its ids, 0 ... inputs - 1, and the logits [n, outputs]. Other ids
         are a UserError.
         """
-        ids = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.array(data, ndmin=1)
-        known = ids.size == 0 or (ids.dtype.kind in "iu" and 0 <= ids.min() and ids.max() < self.inputs)
-        require(known, f"this model reads the ids 0 to {self.inputs - 1}")
-        data = ids.astype(np.uint8).tobytes()
+        if not (isinstance(data, bytes) and self.inputs == 256):
+            known = all(isinstance(i, int | np.integer) and 0 <= i < self.inputs for i in data)
+            require(known, f"this model reads the ids 0 to {self.inputs - 1}")
+            data = bytes(list(data))
         state = zero_state(self.weights, 1) if state is None else state
         return encode.read(self.weights, data, state, self._clamp(clamp))
 
@@ -175,7 +181,7 @@ class LanguageModel:
 
         The last comes with config.json, a model card and the records of found units, ready for a model hub.
         """
-        path, records = Path(path), units.found(self.record_dir, self.digest)
+        path, records = Path(path), units.found(self.record_dirs, self.digest)
         about = {
             "library": "mlstm_jax",
             "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
@@ -184,12 +190,8 @@ class LanguageModel:
             "trained_on": self.trained_on,
             "update": self.update,
             "bits_per_byte_heldout": self.bits_per_byte_heldout,
-            "units": [units.summary(record) for record in records],
         }
-        convert.write(self.params, path, format, about)
-        if format == "safetensors":
-            for record in records:
-                units.save(record, path / "units")
+        convert.write(self.params, path, format, about, records)
 
     def _clamp(self, clamp: Clamp | None) -> Float[Array, "hidden"] | None:
         """Values by unit as a vector, NaN where a unit is free. A unit that does not exist is a UserError."""

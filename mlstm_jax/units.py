@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,13 @@ class UnitRecord:
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
-        require(known and 0 <= self.unit < len(self.coefficients), "not a unit record")
+        named = re.fullmatch(r"[\w-]+", self.task)  # it becomes a file's name
+        require(known and named and 0 <= self.unit < len(self.coefficients), "not a unit record")
+        counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
+        require(all(type(n) is int for n in counts) and isinstance(self.note, str), "not a unit record")
         numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
-        require(all(map(math.isfinite, (*numbers, *self.coefficients))), "a unit record holds finite numbers only")
+        numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
+        require(all(map(math.isfinite, numbers)), "a unit record holds finite numbers only")
 
 
 def save(record: UnitRecord, folder: Path) -> Path:
@@ -64,29 +69,31 @@ def save(record: UnitRecord, folder: Path) -> Path:
     return path
 
 
-def load(folder: Path, digest: str, task: str | None = None) -> UnitRecord:
+def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecord:
     """The record of these weights for a task; None takes the newest of any task.
 
     Raises UserError, with the command that finds the unit again, where there is none, where the weights are others
     (`digest` differs), and where the file is damaged.
     """
-    paths = [folder / f"{task}.json"] if task else list(folder.glob("*.json"))
+    paths = [path for folder in folders for path in folder.glob(f"{task or '*'}.json")]
     paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in paths:
         record = _read(path)
         if record.digest == digest:
             return record
-    problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folder / (task or '*')}.json"
+    problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folders[0] / (task or '*')}.json"
     raise UserError(f"{problem}; find the unit of these weights: {command(task)}")
 
 
-def found(folder: Path, digest: str) -> list[UnitRecord]:
-    """All records of these weights, by task."""
-    records = []
-    for path in sorted(folder.glob("*.json")):
+def found(folders: list[Path], digest: str) -> list[UnitRecord]:
+    """All records of these weights, one a task, by task; the first folder's come first."""
+    records = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()):
         with contextlib.suppress(UserError):
-            records += [record for record in [_read(path)] if record.digest == digest]
-    return records
+            record = _read(path)
+            if record.digest == digest:
+                records.setdefault(record.task, record)
+    return [records[task] for task in sorted(records)]
 
 
 def summary(record: UnitRecord) -> dict[str, Any]:
@@ -116,5 +123,5 @@ def _read(path: Path) -> UnitRecord:
     try:
         fields = json.loads(path.read_bytes())
         return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError, OSError):
         raise UserError(f"{path} is damaged; find the unit again: {command(path.stem)}") from None

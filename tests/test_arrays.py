@@ -64,7 +64,7 @@ def storage(key, count, kind="torch.FloatStorage", view=None):
 
 def stream(tree, storages, keys=None):
     """PyTorch's container of 2017: five pickles, then every storage with its count before it."""
-    parts = [arrays._MAGIC, finished(plain(1001)), finished(plain({"little_endian": True})), finished(tree)]
+    parts = [arrays._MAGIC[0], finished(plain(1001)), finished(plain({"little_endian": True})), finished(tree)]
     parts.append(finished(plain(sorted(storages) if keys is None else keys)))
     for _, numbers in sorted(storages.items()):
         parts += [struct.pack("<q", numbers.size), numbers.tobytes()]
@@ -248,7 +248,96 @@ def nan_numbers():
     return numbers() | {"4": np.full(SHAPES["wmx"], np.nan, "<f4")}
 
 
+def shared(levels=60):
+    """Tuples in tuples, each twice the one before: a few hundred bytes that stand for 2 ** levels things."""
+    put, get = lambda n: b"r" + struct.pack("<I", n), lambda n: b"j" + struct.pack("<I", n)
+    return b")" + put(0) + b"".join(b"0" + get(n) + get(n) + b"\x86" + put(n + 1) for n in range(levels))
+
+
+def shared_lists(levels=6):
+    """Arrays of a hundred arrays, each a hundred times the one below."""
+    put, get = lambda n: b"q" + bytes([n]), lambda n: b"h" + bytes([n])
+    begin = name("numpy.core.multiarray._reconstruct") + b")R("
+    dtype = call("numpy.dtype", plain("O8")) + tuple_of(plain(3), plain("|")) + b"b"
+    made = plain(0) + put(0) + b"0"
+    for n in range(levels):
+        made += (
+            begin + plain(1) + plain((100,)) + dtype + plain(False) + b"](" + get(n) * 100 + b"etb" + put(n + 1) + b"0"
+        )
+    return made + get(levels)
+
+
+def shared_modules(levels=40):
+    put, get = lambda n: b"q" + bytes([n]), lambda n: b"h" + bytes([n])
+    made = plain({}) + put(0) + b"0"
+    for n in range(levels):
+        made += (
+            name("models.mLSTM") + b")\x81" + dict_of(_parameters=get(n), _modules=get(n)) + b"b" + put(n + 1) + b"0"
+        )
+    return made + get(levels)
+
+
+def long_key():
+    key = b"X" + struct.pack("<I", 900_000) + b"k" * 900_000 + b"q\0" + b"0"
+    return key + b"}(h\0" * 200 + plain({}) + b"u" * 200
+
+
+def long_numbers(count):
+    """A shape of one very large number, many times."""
+    return b"\x8b" + struct.pack("<I", 900_000) + b"\x7f" * 900_000 + b"q\0" + b"0(" + b"h\0" * count + b"t"
+
+
+def inflating_npz():
+    """A header of 4 GB that is said to be short, and compresses well."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("embedding.npy", "w", force_zip64=True) as entry:
+            entry.write(b"\x93NUMPY\2\0\xf0\xff\xff\xff")
+            for _ in range(200):
+                entry.write(bytes(2**20))
+        archive.writestr("mlstm.0.wh.npy", npy((1, 4), data=bytes(16)))
+    data = bytearray(file.getvalue())
+    at = data.index(b"PK\1\2") + 24
+    data[at : at + 4] = struct.pack("<I", len(data) // 2)
+    return bytes(data)
+
+
+def wide_headers():
+    """Many empty tensors in the header of a safetensors file."""
+    tensors = ",".join(f'"t{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(20_000))
+    header = ("{" + tensors + "}").encode()
+    return struct.pack("<Q", len(header)) + header
+
+
 HARM = {
+    "pt-hash": ("it has no", "m.pt", lambda: stream(b"}(" + shared() + plain(1) + b"u", {})),
+    "npy-hash": ("not an array", "model.npy", lambda: object_npy(finished(b"}(" + shared() + plain(1) + b"u"))),
+    "pt-id": ("refers to something unknown", "m.pt", lambda: stream(tuple_of(shared(), *[plain(1)] * 4) + b"Q", {})),
+    "npy-shape": (
+        "not an array|makes no sense",
+        "model.npy",
+        lambda: object_npy(
+            finished(
+                name("numpy.core.multiarray._reconstruct")
+                + b")R("
+                + plain(1)
+                + shared()
+                + call("numpy.dtype", plain("f4"))
+                + tuple_of(plain(3), plain("<"))
+                + b"b"
+                + plain(False)
+                + b"U\0tb"
+            )
+        ),
+    ),
+    "npy-arrays": ("not floats|no floats|not an array", "model.npy", lambda: object_npy(finished(shared_lists()))),
+    "pt-modules": ("it has no", "m.pt", lambda: stream(shared_modules(), {})),
+    "pt-key": ("it has no", "m.pt", lambda: stream(long_key(), {})),
+    "pt-number": ("not a pickle of weights", "m.pt", lambda: stream(long_numbers(5000), {})),
+    "pt-name": ("makes no sense", "m.pt", lambda: stream(plain("a" * 400_000) + plain("b") + b"\x93", {})),
+    "pt-escape": ("names .*os.system", "m.pt", lambda: stream(b"c\x1b]0;x\x07os\nsystem\n", {})),
+    "zip-inflates": ("4,294,967,280 bytes|Bad CRC", "m.npz", inflating_npz),
+    "safetensors-wide": ("its header has", "m.safetensors", wide_headers),
     "npy-runs": ("os.system", "model.npy", lambda: object_npy(finished(RUNS))),
     "npy-imports": ("os.path", "model.npy", lambda: object_npy(finished(IMPORTS))),
     "npy-class": ("subprocess.Popen", "model.npy", lambda: object_npy(finished(CLASS))),
@@ -274,22 +363,22 @@ HARM = {
     "npy-strings": ("it is one array", "model.npy", lambda: npy((2,), "<U3", bytes(24))),
     "npy-deep": ("more steps", "model.npy", lambda: object_npy(finished(DEEP))),
     "npy-text": ("more text", "model.npy", lambda: object_npy(finished(BOMB))),
-    "npy-memo": ("no pickle", "model.npy", lambda: object_npy(b"\x80\x02]r\xff\xff\xff\x7f.")),
+    "npy-memo": ("not an array", "model.npy", lambda: object_npy(b"\x80\x02]r\xff\xff\xff\x7f.")),
     "npy-long": ("cut off", "model.npy", lambda: object_npy(b"\x80\x02\x8b\xff\xff\xff\x7f.")),
-    "npy-frame": ("cut off", "model.npy", lambda: object_npy(b"\x80\x04\x95" + b"\xff" * 7 + b"\x00].")),
-    "npy-extension": ("unregistered extension", "model.npy", lambda: object_npy(b"\x80\x02\x82\x01.")),
+    "npy-frame": ("not an array", "model.npy", lambda: object_npy(b"\x80\x04\x95" + b"\xff" * 7 + b"\x00].")),
+    "npy-extension": ("not a pickle of weights", "model.npy", lambda: object_npy(b"\x80\x02\x82\x01.")),
     "pt-runs": ("os.system", "m.pt", lambda: stream(RUNS, {})),
-    "pt-runs-first": ("os.system", "m.pt", lambda: arrays._MAGIC + finished(RUNS)),
+    "pt-runs-first": ("os.system", "m.pt", lambda: arrays._MAGIC[0] + finished(RUNS)),
     "pt-zip-runs": ("posix.system", "m.pt", lambda: zipped(call("posix.system", plain("touch executed")), {})),
     "pt-module": ("torch.jit.load", "m.pt", lambda: zipped(module("torch.jit.load"), {})),
     "pt-shape": ("not of the size", "m.pt", lambda: zipped(port(other_shape), numbers())),
     "pt-negative": (
-        "is empty or exceeds its storage",
+        "makes no sense",
         "m.pt",
         lambda: zipped(port(negative), {str(n): np.zeros(8, "<f4") for n in range(8)}),
     ),
-    "pt-view": ("is empty or exceeds its storage", "m.pt", lambda: zipped(port(huge_view), numbers())),
-    "pt-changed": ("no attribute", "m.pt", lambda: zipped(port(changed_storage), numbers())),
+    "pt-view": ("exceeds its storage", "m.pt", lambda: zipped(port(huge_view), numbers())),
+    "pt-changed": ("a state to what has none", "m.pt", lambda: zipped(port(changed_storage), numbers())),
     "pt-nan": ("not finite", "m.pt", lambda: zipped(port(today), nan_numbers())),
     "pt-cut": ("cut off", "m.pt", lambda: stream(port(today), numbers())[:-8]),
     "pt-1tb": ("cut off", "m.pt", lambda: stream(port(lambda n, s: today(n, (10**6, 10**6))), numbers())),
@@ -304,7 +393,7 @@ HARM = {
     "zip-overlaps": ("it speaks of", "m.npz", overlapping_zip),
     "zip-many": ("list of contents", "m.npz", many_entries),
     "zip-cut": ("not a zip", "m.npz", lambda: zipped(port(today), numbers())[:-40]),
-    "safetensors-1tb": ("header too large", "m.safetensors", lambda: struct.pack("<Q", 2**40) + b"{" + bytes(100)),
+    "safetensors-1tb": ("its header has", "m.safetensors", lambda: struct.pack("<Q", 2**40) + b"{" + bytes(100)),
     "safetensors-offsets": (
         "invalid shape",
         "m.safetensors",
@@ -337,7 +426,7 @@ def test_harm_is_one_clear_line_without_effect_or_memory(harm, tmp_path, monkeyp
     finally:
         tracemalloc.stop()
     assert str(caught.value).startswith(f"{file} cannot be read: ") and "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
     assert os.listdir(tmp_path) == [file]
     assert peak < 2 * size + 12_000_000
 
@@ -406,7 +495,7 @@ def test_a_damaged_file_opens_or_is_refused_in_one_line(files, tmp_path, which, 
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=300), start=st.sampled_from([b"", b"PK\3\4", b"\x93NUMPY\1\0", arrays._MAGIC]))
+@given(data=st.binary(max_size=300), start=st.sampled_from([b"", b"PK\3\4", b"\x93NUMPY\1\0", arrays._MAGIC[0]]))
 def test_any_bytes_are_refused_in_one_line(tmp_path, data, start):
     for end in ("model.npy", "m.pt"):
         damaged_file_opens_or_is_one_line(tmp_path / end, start + data)

@@ -1,5 +1,6 @@
 """Weights in and out: every format opens, agrees with a forward pass of its program's kind, and comes back equal."""
 
+import dataclasses
 import json
 import os
 import pickletools
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
+import safetensors.numpy
+from jaxtyping import TypeCheckError
 
 import eval_sst
 import mlstm_jax
@@ -318,7 +321,7 @@ def test_a_model_of_proteins_reads_ids(proteins, tmp_path):
         logits, (c, h) = loaded.read(given)
         np.testing.assert_allclose(logits, [h @ p["out"] + p["out_b"] for _, h in states], atol=1e-4)
         np.testing.assert_allclose(np.concatenate([c, h]), states[-1], atol=1e-5)
-    for wrong in ([26], [-1], np.array([300]), b"M"):
+    for wrong in ([26], [-1], np.array([300]), b"M", [256 + 5]):
         with pytest.raises(UserError, match="reads the ids 0 to 25"):
             loaded.read(wrong)
     loaded.save(tmp_path / "out")
@@ -430,7 +433,7 @@ def test_the_command_line_converts_and_ends_with_2_where_it_cannot(golden, tmp_p
     assert done.returncode == 0 and "wrote out" in done.stdout
     assert mlstm_jax.load(tmp_path / "out" / "model.npy").digest == mlstm_jax.load(golden / "openai" / "model").digest
     again = run(str(golden / "openai" / "model"), "out", "--format", "seed")
-    assert again.returncode == 2 and again.stderr == "error: out/model.npy exists already; name a new folder\n"
+    assert again.returncode == 2 and again.stderr == "error: out exists already; name a new folder\n"
 
 
 def test_a_conversion_that_fails_leaves_nothing_half_written(lm, tmp_path, monkeypatch):
@@ -438,6 +441,73 @@ def test_a_conversion_that_fails_leaves_nothing_half_written(lm, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(convert, "_save_seed", fail)
-    with pytest.raises(UserError, match="No space left"):
-        lm.save(tmp_path / "out", "seed")
-    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    for format in ("seed", "safetensors"):
+        with pytest.raises(UserError, match="cannot write .*out: No space left on device"):
+            lm.save(tmp_path / "out", format)
+        assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_where_something_is(lm, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for path in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(UserError, match="exists already; name a new folder"):
+            lm.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    lm.save(tmp_path / "empty" / "new", "openai")
+    lm.save(tmp_path / "empty" / "new2", "openai")
+
+
+def test_a_unit_record_names_no_other_file(lm, tmp_path):
+    for task in ("../../climbed", "/tmp/climbed", "a/b", ""):
+        with pytest.raises(UserError, match="not a unit record"):
+            record(lm, task=task)
+    for wrong in (dict(unit=2.5), dict(accuracy_all=float("nan")), dict(units_used=True), dict(note=None)):
+        with pytest.raises((UserError, TypeError, TypeCheckError)):
+            record(lm, **wrong)
+
+
+def test_records_beside_weights_that_cannot_be_read_do_not_stand_in_the_way(lm, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lm.save(tmp_path / "hub")
+    folder = tmp_path / "hub" / "units"
+    folder.mkdir()
+    fields = json.loads(json.dumps(dataclasses.asdict(record(lm))))
+    (folder / "a.json").mkdir()
+    (folder / "b.json").write_text("[" * 100_000)
+    (folder / "c.json").write_text(json.dumps(fields | {"task": "../../../climbed"}))
+    (folder / "d.json").write_text(json.dumps(fields | {"accuracy_all": None}))
+    os.mkfifo(folder / "e.json")
+    units.save(record(lm), folder)
+    mlstm_jax.load(tmp_path / "hub" / "model.safetensors").save(tmp_path / "again")
+    assert [path.name for path in (tmp_path / "again" / "units").iterdir()] == ["sst.json"]
+    assert not list(tmp_path.rglob("climbed*"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", '{"update": true}', '{"bits_per_byte_heldout": NaN}', '{"trained_on": 3}', "\0"]
+)
+def test_a_damaged_config_beside_weights_is_one_clear_line(lm, tmp_path, text):
+    lm.save(tmp_path / "hub")
+    (tmp_path / "hub" / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json cannot be read: .*; restore it, or remove it"):
+        mlstm_jax.load(tmp_path / "hub")
+
+
+def test_a_folder_of_weights_with_a_config_of_another_kind_is_no_run(golden, tmp_path):
+    for n in range(15):
+        (tmp_path / f"{n}.npy").write_bytes((golden / "openai" / "model" / f"{n}.npy").read_bytes())
+    (tmp_path / "config.json").write_text('{"library": "another"}')
+    assert mlstm_jax.load(tmp_path).digest == mlstm_jax.load(golden / "openai" / "model").digest
+
+
+def test_a_pipe_or_a_device_is_no_weight_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "model.npy")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "xaa").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "parts"):
+        with pytest.raises(UserError, match="is not a file|or is not a file"):
+            mlstm_jax.load(tmp_path / name)

@@ -44,30 +44,30 @@ RECORD = UnitRecord(
 def test_record_comes_back_as_it_was(tmp_path):
     path = units.save(RECORD, tmp_path / "units")
     assert path == tmp_path / "units" / "sst.json"
-    assert units.load(path.parent, "d1") == units.load(path.parent, "d1", "sst") == RECORD
+    assert units.load([path.parent], "d1") == units.load([path.parent], "d1", "sst") == RECORD
     assert os.listdir(path.parent) == ["sst.json"]
 
 
 def test_missing_record_names_the_command(tmp_path):
     with pytest.raises(UserError, match="python eval_sst.py RUN$"):
-        units.load(tmp_path / "none", "d1")
+        units.load([tmp_path / "none"], "d1")
     with pytest.raises(UserError, match="python eval_sst.py RUN --task imdb$"):
-        units.load(tmp_path, "d1", "imdb")
+        units.load([tmp_path], "d1", "imdb")
 
 
 def test_record_of_other_weights_is_refused_with_the_command(tmp_path):
     units.save(RECORD, tmp_path)
     with pytest.raises(UserError, match=r"sst.json is of other weights.*python eval_sst.py RUN$"):
-        units.load(tmp_path, "d2")
+        units.load([tmp_path], "d2")
 
 
 def test_without_a_task_the_newest_matching_record_is_taken(tmp_path):
     for age, (task, digest) in enumerate([("rotten_tomatoes", "d2"), ("imdb", "d1"), ("sst", "d1")]):
         path = units.save(dataclasses.replace(RECORD, task=task, digest=digest), tmp_path)
         os.utime(path, (1000 - age, 1000 - age))
-    assert units.load(tmp_path, "d1").task == "imdb"
-    assert units.load(tmp_path, "d2").task == "rotten_tomatoes"
-    assert units.load(tmp_path, "d1", "sst").task == "sst"
+    assert units.load([tmp_path], "d1").task == "imdb"
+    assert units.load([tmp_path], "d2").task == "rotten_tomatoes"
+    assert units.load([tmp_path], "d1", "sst").task == "sst"
 
 
 def damaged():
@@ -83,7 +83,7 @@ def damaged():
 def test_damaged_record_is_refused_with_the_command(tmp_path, text):
     (tmp_path / "imdb.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match="imdb.json is damaged.*python eval_sst.py RUN --task imdb"):
-        units.load(tmp_path, "d1")
+        units.load([tmp_path], "d1")
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -170,7 +170,7 @@ def task(folder):
 
 def test_evaluation_finds_the_unit_and_keeps_it(run, sst, capsys):
     eval_sst.main(run.path, sst=sst)
-    record = units.load(run.record_dir, run.digest)
+    record = units.load([run.record_dir], run.digest)
     assert (record.unit, record.sign, record.update, record.feature) == (3, -1, 40, "cell")
     assert record.accuracy_all > 0.9 and record.accuracy_alone > 0.9
     shown = capsys.readouterr().out
