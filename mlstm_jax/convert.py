@@ -52,7 +52,7 @@ def read(path: Path) -> Params:
         require(path.exists(), f"it does not exist; known are {KNOWN}")
         sources = _sources(path)
         require(sources is not None, f"no weights known here; known are {KNOWN}")
-        return _read(sources, 3 * path.stat().st_size + 2**20 if path.is_file() else math.inf)
+        return _read(sources, 2 * path.stat().st_size + 2**20 if path.is_file() else math.inf)
     except Exception as error:  # files cut or changed anywhere: many errors, one meaning
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         why = why if len(why) <= 400 else why[:400] + " ..."
@@ -229,6 +229,7 @@ def _read(sources: Sources, limit: float) -> Params:
         floating = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, np.floating)
         require(floating, f"{name} is no array of numbers with a point")
         require(array.size, f"{name} is empty")
+        require(4 * array.size <= limit, "its arrays are larger than the file: they share their numbers")
         with np.errstate(over="ignore"):
             array = np.asarray(array, np.float32)
         ends = array.min(), array.max()  # a mask of all that is finite would take memory
@@ -243,7 +244,6 @@ def _read(sources: Sources, limit: float) -> Params:
         array = first[name] if name in first else get(name)
         require(array.shape == shape, f"{name} has shape {array.shape}, {shape} was expected")
         limit -= array.nbytes
-        require(limit >= 0, "its arrays are larger than the file: they share their numbers")
         params[name] = jax.device_put(array).block_until_ready()
     return params
 
