@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,11 @@ def main(args: list[str] | None = None) -> int:
             "raise --heldout or lower --eval-lanes",
         )
     print(corpus.summary)
+    if config.verify:
+        for shard in range(len(corpus.train)):
+            corpus.check(shard)
+        print(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
+        return 0
     print(
         f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "
         f"{windows.unused:,} bytes at the shards' ends fill no window"
@@ -64,7 +70,11 @@ def main(args: list[str] | None = None) -> int:
 
 def compare(run_dir: Path, old: Config, config: Config) -> None:
     """Announce what changes in a run that has started; what may not change is a UserError with the fields."""
-    changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", "more_updates")}
+    changed = {
+        k: pair
+        for k, pair in configs.differences(old, config).items()
+        if k not in ("run_dir", "more_updates", "verify")
+    }
     fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
     described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
     require(
@@ -82,7 +92,7 @@ def run(config, run_dir, corpus, windows) -> int:
     import numpy as np
 
     from mlstm_jax import checkpoint, generate, lm, log, model, training
-    from mlstm_jax.corpus.windows import scoring_windows
+    from mlstm_jax.corpus.windows import scoring_windows, stream
     from mlstm_jax.text import printable, show
 
     precision = lm.default_precision() if config.precision == "auto" else config.precision
@@ -101,7 +111,7 @@ def run(config, run_dir, corpus, windows) -> int:
         print(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
-    kept = replace(config, more_updates=0)  # asked for once, not part of the run
+    kept = replace(config, more_updates=0, verify=False)  # asked for once, not part of the run
     meta = {
         "config": configs.to_dict(kept),
         "data": corpus.digest,
@@ -157,13 +167,14 @@ def run(config, run_dir, corpus, windows) -> int:
 
     recent, since = [], time.monotonic()
     with (
+        closing(stream(windows, meta["position"], corpus.check)) as ready,
         Interrupt() as interrupted,
         log.Log(run_dir, update, end) as out,
         checkpoint.Saver(run_dir, config.keep) as saver,
     ):
         out.say("compiling the first update ...")
         while update < end and not (interrupted.signal and update > start):
-            window, fresh = windows.at(meta["position"])
+            window, fresh = next(ready)
             rate = np.float32(training.learning_rate(config.learning_rate, update, start, end))
             state, metrics = train_step(state, window, fresh, rate)
             meta["position"] += 1

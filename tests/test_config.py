@@ -190,7 +190,7 @@ def test_every_field_has_a_sentence(cls):
 @pytest.mark.parametrize("flag", flags())
 def test_help_shows_every_field_with_its_default(help_text, flag):
     text = " ".join(re.sub("[─│╭╮╰╯]", " ", help_text).split())
-    entry = re.search(rf"{flag} ((?!--).)*?\(default: ([^)]*)\)", text)
+    entry = re.search(rf"{flag}(?:, --no-[a-z-]+)? ((?!--).)*?\(default: ([^)]*)\)", text)
     assert entry, flag
     assert entry[2] == str(flags()[flag])
 

@@ -18,8 +18,8 @@ import sample
 import train
 from mlstm_jax import checkpoint, log, model, training
 from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax.corpus import windows
 from mlstm_jax.corpus.build import build
-from mlstm_jax.corpus.windows import Windows
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -49,15 +49,16 @@ def finished(reviews, tmp_path_factory):
 
 
 def interrupt_at(monkeypatch, position, number):
-    """Send this process a signal while window `position` is read."""
-    at = Windows.at
+    """Send this process a signal when training takes window `position`."""
+    stream = windows.stream
 
-    def interrupted(self, place):
-        if place == position:
-            os.kill(os.getpid(), number)
-        return at(self, place)
+    def interrupted(*args):
+        for place, item in enumerate(stream(*args), args[1]):
+            if place == position:
+                os.kill(os.getpid(), number)
+            yield item
 
-    monkeypatch.setattr(Windows, "at", interrupted)
+    monkeypatch.setattr(windows, "stream", interrupted)
 
 
 def state_of(run_dir):
@@ -427,7 +428,7 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
         (b"", [], "holds no text"),
         (b"  \n\n \n", [], "holds no text"),
         (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower --lanes"),
-        (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "--text-key goes with JSON and CSV"),
+        (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "--text-key goes with JSON, CSV, TSV and Parquet"),
     ],
 )
 def test_bad_data_is_one_clear_line_and_makes_no_run(content, more, message, tmp_path):
@@ -444,7 +445,7 @@ def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
     import mlstm_jax
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"lanes": 4}')
     with pytest.raises(UserError, match="holds no checkpoint yet; python train.py --run-dir"):
         mlstm_jax.load(tmp_path / "run")
     with pytest.raises(UserError, match="config.json cannot be read"):

