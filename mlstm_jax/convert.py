@@ -295,6 +295,9 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
             (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(card(about), encoding="utf-8")
             safetensors.numpy.save_file(held, temporary / "model.safetensors")
+            shutil.copymode(
+                temporary / "config.json", temporary / "model.safetensors"
+            )  # it is written for its owner alone
             for record in records:
                 units.save(record, temporary / "units")
         os.replace(temporary, path)

@@ -405,6 +405,8 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
     ):
         assert part in card
     assert "imdb" not in card
+    modes = {path.stat().st_mode for path in (tmp_path / "hub").iterdir() if path.is_file()}
+    assert len(modes) == 1  # what others may read of it, they may read whole
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
         "README.md", "config.json", "model.safetensors", "units",
     ]  # fmt: skip
