@@ -31,12 +31,7 @@ NAME = 200  # bytes of a name or a key
 HEADER = 10_000  # bytes of a .npy file's header
 DIRECTORY = 1_000_000  # bytes of a zip's list of contents
 
-_STORAGES = {
-    "Float": "<f4",
-    "Double": "<f8",
-    "Half": "<f2",
-    "BFloat16": "bfloat16",
-}  # as numpy knows it through ml_dtypes
+_STORAGES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": "bfloat16"}
 _STORAGES |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 _TENSORS = {f"torch.{cuda}{kind}Tensor" for cuda in ("", "cuda.") for kind in _STORAGES}
 _WRAPPERS = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}

@@ -25,7 +25,7 @@ from mlstm_jax.card import card
 from mlstm_jax.config import UserError, require
 from mlstm_jax.model import Params
 from mlstm_jax.text import printable
-from mlstm_jax.units import UnitRecord, summary
+from mlstm_jax.units import UnitRecord
 
 Format = Literal["openai", "seed", "safetensors"]
 Sources = dict[str, Callable[[], Any]]  # parameter -> what reads its array, when it is called
@@ -291,13 +291,12 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
             with open(temporary / "model.npy", "wb") as file:
                 _save_seed(held, file)
         else:
-            about = about | {"units": [summary(record) for record in records]}
+            about = about | {"units": [units.summary(record) for record in records]}
             (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(card(about), encoding="utf-8")
             safetensors.numpy.save_file(held, temporary / "model.safetensors")
-            shutil.copymode(
-                temporary / "config.json", temporary / "model.safetensors"
-            )  # it is written for its owner alone
+            # safetensors writes for the owner alone.
+            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
             for record in records:
                 units.save(record, temporary / "units")
         os.replace(temporary, path)

@@ -23,8 +23,7 @@ def encode(text: str) -> bytes:
     try:
         return text.encode()  # nearly always, and ten times faster
     except UnicodeEncodeError:
-        pass
-    return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
+        return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
 def decode(data: bytes) -> str:

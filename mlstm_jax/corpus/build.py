@@ -11,7 +11,7 @@ from mlstm_jax.config import Config, require
 from mlstm_jax.corpus import packaged, shards
 from mlstm_jax.corpus.readers import read_texts
 from mlstm_jax.corpus.windows import Bytes
-from mlstm_jax.text import frame, is_empty
+from mlstm_jax.text import EMPTY, frame
 
 
 class Corpus(NamedTuple):
@@ -41,10 +41,10 @@ def build(config: Config) -> Corpus:
     else:
         framed, empty = [], 0
         for text in read_texts(config.data, config.text_key):
-            if is_empty(text):
+            if (review := frame(text)) == EMPTY:
                 empty += 1
             else:
-                framed.append(frame(text))
+                framed.append(review)
         splits = _split(framed, config)
         dropped = f"{empty:,} empty ones"
     parts = {"train": [], "dev": [], "test": []}

@@ -32,6 +32,7 @@ class Windows:
                 f"= {need:,} are needed for one update; lower --lanes, --window or --shards",
             )
         self.counts = np.array([(len(shard) - 1) // (lanes * window) for shard in shards])
+        self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
         """Windows in one pass over the shards."""
@@ -44,10 +45,8 @@ class Windows:
 
     def at(self, position: int) -> tuple[UInt8[np.ndarray, "{self.lanes} {self.window}+1"], bool]:
         """Window number `position`, and whether a shard begins there, where the state starts from zero."""
-        place = position % len(self)
-        ends = np.cumsum(self.counts)
-        number = int(np.searchsorted(ends, place, side="right"))
-        place -= int(ends[number] - self.counts[number])
+        number = self.shard(position)
+        place = position % len(self) - int(self.ends[number] - self.counts[number])
         lane_bytes = int(self.counts[number]) * self.window
         rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
             self.shards[number][place * self.window :], (self.lanes, self.window + 1), (lane_bytes, 1), writeable=False
@@ -56,7 +55,7 @@ class Windows:
 
     def shard(self, position: int) -> int:
         """The number of the shard that window `position` lies in."""
-        return int(np.searchsorted(np.cumsum(self.counts), position % len(self), side="right"))
+        return int(np.searchsorted(self.ends, position % len(self), side="right"))
 
 
 def stream(
