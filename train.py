@@ -12,6 +12,7 @@ from shlex import quote
 
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
+from mlstm_jax.disk import locked
 
 PRIMES = ("I ", "This movie ", "The ")
 
@@ -30,6 +31,10 @@ def stored_config(run_dir: Path) -> Config | None:
 def main(args: list[str] | None = None) -> int:
     """Train, or resume, the run that the command line describes. Returns the exit status."""
     config, old = configs.from_command_line(sys.argv[1:] if args is None else args, stored_config)
+    if config.plan:
+        from mlstm_jax import plan
+
+        return plan.plan(config)
     run_dir = Path(config.run_dir)
     if not old and run_dir.exists():
         empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
@@ -50,31 +55,32 @@ def main(args: list[str] | None = None) -> int:
             f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_lanes} lanes; "
             "raise --heldout or lower --eval-lanes",
         )
-    print(corpus.summary)
     if config.verify:
         for shard in range(len(corpus.train)):
             corpus.check(shard)
+        print(corpus.summary)
         print(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
         return 0
+
+    from mlstm_jax import sharding
+
+    sharding.start(config)
+    if not sharding.is_first():
+        configs.mute()  # one process speaks for all
+        return run(config, run_dir, corpus, windows)
+    print(corpus.summary)
     print(
         f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "
         f"{windows.unused:,} bytes at the shards' ends fill no window"
     )
-
-    from mlstm_jax import checkpoint
-
     run_dir.mkdir(parents=True, exist_ok=True)
-    with checkpoint.locked(run_dir):
+    with locked(run_dir, "trained"):
         return run(config, run_dir, corpus, windows)
 
 
 def compare(run_dir: Path, old: Config, config: Config) -> None:
     """Announce what changes in a run that has started; what may not change is a UserError with the fields."""
-    changed = {
-        k: pair
-        for k, pair in configs.differences(old, config).items()
-        if k not in ("run_dir", "more_updates", "verify")
-    }
+    changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", *configs.ONCE)}
     fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
     described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
     require(
@@ -91,16 +97,18 @@ def run(config, run_dir, corpus, windows) -> int:
     import jax
     import numpy as np
 
-    from mlstm_jax import checkpoint, generate, lm, log, model, training
+    from mlstm_jax import checkpoint, generate, hardware, lm, log, model, plan, sharding, training
     from mlstm_jax.corpus.windows import scoring_windows, stream
+    from mlstm_jax.disk import cache_dir
     from mlstm_jax.text import printable, show
 
     precision = lm.default_precision() if config.precision == "auto" else config.precision
-    prepare = jax.jit(partial(model.prepare, precision=precision))
-    train_step = jax.jit(partial(training.train_step, clip=config.clip, precision=precision), donate_argnames="state")
+    mesh = sharding.make(config)
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # another CPU's programs may crash
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
     # State: a new one, one that starts from other weights, or the newest whole checkpoint's.
-    restored = checkpoint.restore(run_dir, say=print)
+    restored = checkpoint.restore(run_dir, print, mesh)
     if config.init and restored:
         config = replace(config, model=configs.from_dict(restored[1]["config"]).model)  # taken from the weights then
     elif config.init:
@@ -111,7 +119,7 @@ def run(config, run_dir, corpus, windows) -> int:
         print(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
-    kept = replace(config, more_updates=0, verify=False)  # asked for once, not part of the run
+    kept = configs.kept(config)
     meta = {
         "config": configs.to_dict(kept),
         "data": corpus.digest,
@@ -131,8 +139,11 @@ def run(config, run_dir, corpus, windows) -> int:
     else:
         if (run_dir / "metrics.jsonl").exists():
             print(f"{run_dir} has no checkpoint: starting again from update 0")
-        params = first.params if config.init else model.init(config.model, config.seed)
-        state = training.init_state(params, config.lanes)
+        places = training.shardings(config, mesh)
+        if config.init:
+            state = sharding.spread_tree(training.init_state(first.params, config.lanes), places)
+        else:
+            state = jax.jit(partial(training.new_state, config), out_shardings=places)()
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
         require(
@@ -140,24 +151,32 @@ def run(config, run_dir, corpus, windows) -> int:
             f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do",
         )
         start, end = meta["schedule"] = [update, update + config.more_updates]
-    checkpoint.write_config(run_dir, kept)  # not before all that could refuse it
+    if sharding.is_first():
+        checkpoint.write_config(run_dir, kept)  # not before all that could refuse it
     if update == end:
         print(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
         return 0
 
-    parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    device = jax.devices()[0]
-    size = f"{config.model.hidden} units, {parameters:,} parameters"
-    print(f"{size}, {precision} on {device.platform} ({device.device_kind})")
+    for line in plan.explain(config, state, mesh, precision, end - update):
+        print(line)
+    per_byte, chip = hardware.flops_per_byte(config.model), hardware.chip_of(jax.devices()[0].device_kind)
+
+    # What is compiled: an update, and the weights for scoring and, whole on every device, for sampling.
+    alone = sharding.named(mesh, jax.sharding.PartitionSpec())
+    train_step = training.jitted(config, precision, mesh)
+    prepare = jax.jit(model.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
+    prepare_whole = jax.jit(partial(model.prepare, precision=precision), out_shardings=alone)
+    own = sharding.own_lanes(mesh, config.lanes)
 
     def heldout(part) -> float:
-        part = part[: config.eval_bytes]
-        return training.bits_per_byte(
-            prepare(state.params), scoring_windows(part, config.eval_lanes, 128), config.eval_lanes
-        )
+        lanes = scoring_windows(part[: config.eval_bytes], config.eval_lanes, 128)
+        return training.bits_per_byte(prepare(state.params), lanes, precision, mesh)
 
     def sample(number) -> str:
-        prime, weights = PRIMES[number], prepare(state.params)
+        whole = prepare_whole(state.params)
+        if not sharding.is_first():
+            return ""
+        prime, weights = PRIMES[number], jax.tree.map(lambda w: w.addressable_data(0), whole)
         seed = config.seed + update + number
         (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, temperature=0.7, seed=seed)
         return "sample: " + printable(" ".join((prime + show(text)).split()))
@@ -165,22 +184,28 @@ def run(config, run_dir, corpus, windows) -> int:
     def every(interval: int) -> bool:
         return interval > 0 and (update % interval == 0 or update == end)
 
-    recent, since = [], time.monotonic()
+    recent, since, begun = [], time.monotonic(), update
     with (
-        closing(stream(windows, meta["position"], corpus.check)) as ready,
+        closing(stream(windows, meta["position"], corpus.check, own)) as ready,
         Interrupt() as interrupted,
-        log.Log(run_dir, update, end) as out,
+        log.Log(run_dir, update, end, keep=sharding.is_first()) as out,
         checkpoint.Saver(run_dir, config.keep) as saver,
     ):
         out.say("compiling the first update ...")
-        while update < end and not (interrupted.signal and update > start):
-            window, fresh = next(ready)
+        first_update = time.monotonic()
+        while update < end and not (stopped := sharding.highest(interrupted.signal) if update > start else 0):
+            rows, fresh = next(ready)
+            window = sharding.place(rows, own, mesh, config.lanes)
             rate = np.float32(training.learning_rate(config.learning_rate, update, start, end))
             state, metrics = train_step(state, window, fresh, rate)
             meta["position"] += 1
             update += 1
             recent.append(jax.device_get(metrics))  # waits for the update
             out.tick(update)
+            if first_update:
+                out.say(f"the first update took {time.monotonic() - first_update:.1f} seconds, most of it compilation")
+                first_update = None
+            trace(config.profile, update - begun, run_dir, update == end)
 
             if recent[-1]["skipped_in_a_row"]:
                 out.say(f"update {update:,} was not finite: skipped, {recent[-1]['skipped']} so far")
@@ -193,13 +218,17 @@ def run(config, run_dir, corpus, windows) -> int:
             if every(config.log_every):
                 done = [m for m in recent if not m["skipped_in_a_row"]]
                 if done:
+                    rate_of_bytes = len(recent) * config.lanes * config.window / (time.monotonic() - since)
                     values = {
                         "bits_per_byte": mean(m["bits_per_byte"] for m in done),
                         "gradient_norm": mean(m["gradient_norm"] for m in done),
                         "learning_rate": float(rate),
-                        "bytes_per_second": len(recent) * config.lanes * config.window / (time.monotonic() - since),
+                        "bytes_per_second": rate_of_bytes,
+                        "bytes_per_second_per_chip": rate_of_bytes / mesh.size,
                         "skipped": int(recent[-1]["skipped"]),
                     }
+                    if chip:
+                        values["model_flops_utilization"] = rate_of_bytes * per_byte / mesh.size / chip.flops
                     out.training(update, values)
                 recent, since = [], time.monotonic()
             if every(config.eval_every):
@@ -221,14 +250,27 @@ def run(config, run_dir, corpus, windows) -> int:
     if update < end:
         again = f"python train.py --run-dir {quote(str(run_dir))}"
         print(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
-        return 128 + interrupted.signal
+        return 128 + stopped
+    samples = [sample(number) for number in range(len(PRIMES))]  # every process has a part in them
+    if not sharding.is_first():
+        return 0
     metrics = log.read_metrics(run_dir)
     print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")
-    for number in range(len(PRIMES)):
-        print(sample(number))
+    print("\n".join(samples))
     print(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
     return 0
+
+
+def trace(updates: int, done: int, run_dir: Path, last: bool) -> None:
+    """Trace this many updates, from the third one of this start on: the ones before it compile."""
+    import jax
+
+    if updates and done == 2 and not last:
+        jax.profiler.start_trace(str(run_dir / "profile"))
+    elif updates and (done == 2 + updates or 2 < done < 2 + updates and last):
+        jax.profiler.stop_trace()
+        print(f"a trace of {done - 2} updates is in {run_dir / 'profile'}; look at it with TensorBoard or Perfetto")
 
 
 def picture(metrics, path: Path) -> None:

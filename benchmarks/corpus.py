@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from mlstm_jax.corpus import packaged, shards, windows
+from mlstm_jax.corpus import packaged, prepare, shards, windows
 
 
 def dump(path: Path, megabytes: int, loose: bool) -> int:
@@ -65,17 +65,18 @@ def main(megabytes: int = 500, workers: int = 2, rounds: int = 5) -> None:
             for number in range(rounds):
                 peer = plain(path, size // 5)
                 begun = time.perf_counter()
-                shards.prepare([str(path)], folder / f"{kind}{number}", shards.Options(100), workers=workers)
+                with prepare.processes(workers) as spread:
+                    prepare.prepare([str(path)], folder / f"{kind}{number}", prepare.Options(100), spread)
                 rates.append(size / (time.perf_counter() - begun))
                 ratios.append(rates[-1] / peer)
             print(
                 f"{kind:6}  ours {statistics.median(rates) / 1e6:6.0f} MB/s, plain loop {peer / 1e6:5.0f} MB/s, "
                 f"ours / plain {statistics.median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             )
-        manifest, parts = shards.load(folder / "strict0")
-        described = [shards.Part(**part) for part in manifest["parts"]][:-2]
-        cut = windows.Windows([parts[part.name] for part in described], 128, 256)
-        check = lambda shard: shards.verify(folder / "strict0", described[shard])
+        parts = shards.load(folder / "strict0")
+        train = list(parts)[:-2]
+        cut = windows.Windows([parts[part] for part in train], 128, 256)
+        check = lambda shard: shards.verify(folder / "strict0", train[shard])
         ready, count, begun = windows.stream(cut, 0, check), 0, time.perf_counter()
         while (seconds := time.perf_counter() - begun) < 5:
             next(ready)

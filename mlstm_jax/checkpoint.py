@@ -2,25 +2,26 @@
 
 A run folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (Adam's moments, carried
 state, counters) and meta (config, place in the data, schedule, digests). Orbax does not notice flipped bytes, so every
-part's SHA-256 is kept in meta and checked on load; a damaged step falls back to the one before it.
+part's fingerprint is kept in meta and checked on load; a damaged step falls back to the one before it. Arrays are saved
+from where they live, and loaded to where they shall live: on another mesh, by another number of processes.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from mlstm_jax import model, training
+from mlstm_jax import model, sharding, training
 from mlstm_jax.config import Config, UserError, from_dict, require, to_dict
 from mlstm_jax.disk import atomic
 from mlstm_jax.training import TrainState
@@ -37,6 +38,44 @@ def digest(tree: Any) -> str:
         sha.update(f"{name} {array.dtype} {array.shape};".encode())
         sha.update(array.reshape(-1).view(np.uint8))
     return sha.hexdigest()
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of a tree of arrays that is formed where they live, and is the same on every mesh.
+
+    A change of any one number changes it, other changes but for one in 2**64.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    names = sorted(leaves)
+    sums = np.asarray(_sums([leaves[name] for name in names])).tolist()
+    told = [f"{name} {leaves[name].dtype} {leaves[name].shape} {s}" for name, s in zip(names, sums, strict=True)]
+    return hashlib.sha256(";".join(told).encode()).hexdigest()[:32]
+
+
+@jax.jit
+def _sums(arrays):
+    """Two sums for each array, of its numbers' bits scrambled with their places (MurmurHash3's last step)."""
+
+    def scramble(x):
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    def sums(a):
+        bits = jax.lax.bitcast_convert_type(a, f"uint{8 * a.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(a.shape, jnp.uint32)
+        for axis, size in enumerate(a.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, a.shape, axis)
+        first = scramble(bits + place * jnp.uint32(0x9E3779B9))
+        second = scramble(bits ^ scramble(place + jnp.uint32(1)))
+        return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
+
+    return jnp.stack([sums(a) for a in arrays])
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 class Saver:
@@ -57,9 +96,9 @@ class Saver:
         if step in self.manager.all_steps():
             return
         params, train = _parts(state)
-        if not all(np.isfinite(leaf).all() for leaf in params.values()):
+        if not _all_finite(params):
             raise FloatingPointError(f"parameters at update {step} are not finite; they are not saved")
-        meta = meta | {"update": step, "digests": {"params": digest(params), "train": digest(train)}}
+        meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
         meta["digests"]["meta"] = _meta_digest(meta)
         args = {
             "params": ocp.args.StandardSave(params),
@@ -77,20 +116,21 @@ class Saver:
         self.manager.close()
 
 
-def restore(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainState, Meta] | None:
-    """The newest whole checkpoint of a run; None where there is none yet.
+def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
+    """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
 
     A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
     again. Raises UserError where every checkpoint is damaged; then nothing is moved.
     """
-    found, damaged = _newest_whole(run_dir, say, ("params", "train"))
-    for step in damaged:
+    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh)
+    for step in damaged if sharding.is_first() else ():
         aside = run_dir / "damaged" / str(step)
         aside.parent.mkdir(exist_ok=True)
         while aside.exists():
             aside = aside.with_name(aside.name + "+")
         os.replace(folder(run_dir) / str(step), aside)
         say(f"checkpoint {step} was moved to {aside}")
+    sharding.highest(0)  # no process goes on before that is done
     if found is None:
         return None
     parts, meta = found
@@ -102,16 +142,18 @@ def load_params(run_dir: Path, say: Callable[[str], None]) -> tuple[model.Params
 
     Raises UserError where there is none.
     """
-    found, _ = _newest_whole(run_dir, say, ("params",))
+    found, _ = _newest_whole(run_dir, say, ("params",), None)
     require(found is not None, f"{run_dir} holds no checkpoint yet; python train.py --run-dir {run_dir} trains on")
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run_dir, say, names):
+def _newest_whole(run_dir, say, names, mesh):
     damaged, causes = [], []
     for step in sorted(_steps(run_dir), reverse=True):
         try:
-            return _load(folder(run_dir) / str(step), names), damaged
+            return _load(folder(run_dir) / str(step), names, mesh), damaged
+        except UserError:
+            raise
         except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
             while error.__cause__ or error.__context__:
                 error = error.__cause__ or error.__context__
@@ -123,17 +165,24 @@ def _newest_whole(run_dir, say, names):
     return None, []
 
 
-def _load(step_dir, names):
+def _load(step_dir, names, mesh):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         meta = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        require(_meta_digest(meta) == meta["digests"]["meta"], "meta does not match its digest")
-        config = from_dict(meta["config"])
-        fresh = lambda: training.init_state(model.init(config.model, config.seed), config.lanes)
-        abstract = dict(zip(("params", "train"), _parts(jax.eval_shape(fresh)), strict=True))
+        if _meta_digest(meta) != meta["digests"]["meta"]:
+            raise ValueError("meta does not match its digest")
+        try:
+            config = from_dict(meta["config"])
+        except TypeError as error:
+            raise UserError(f"{step_dir} was written by a newer version of this program ({error})") from None
+        mesh = mesh or sharding.one_device()
+        state, *_ = training.shapes(config, mesh)
+        abstract = dict(zip(("params", "train"), _parts(state), strict=True))
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
         parts = reader.restore(step_dir, args=ocp.args.Composite(**args))
     for name in names:
-        require(digest(parts[name]) == meta["digests"][name], f"{name} do not match their digest: bytes have changed")
+        kind = fingerprint if len(meta["digests"][name]) == 32 else digest  # of the first runs
+        if meta["digests"][name] != kind(parts[name]):
+            raise ValueError(f"{name} do not match their digest: bytes have changed")
     return {name: parts[name] for name in names}, meta
 
 
@@ -177,17 +226,6 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     }
     require(newest, f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
     return max(newest, key=newest.get)
-
-
-@contextmanager
-def locked(run_dir: Path):
-    """Hold a run folder for one training process; a UserError where another one has it."""
-    with open(run_dir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{run_dir} is being trained by another process") from None
-        yield
 
 
 def write_config(run_dir: Path, config: Config) -> None:

@@ -40,6 +40,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 is what is left."""
+
+    data: int = -1
+    """Each has its own lanes and all parameters."""
+    fsdp: int = 1
+    """Each has its own lanes and a part of the parameters, which are gathered once an update."""
+    model: int = 1
+    """Each has a part of the units of the same lanes; they talk at every byte."""
+
+    def __post_init__(self):
+        _check_types(self)
+        sizes = (self.data, self.fsdp, self.model)
+        require(
+            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            "mesh.data, mesh.fsdp and mesh.model must be at least 1; one of them may be -1, what is left",
+        )
+
+
+@dataclass(frozen=True)
 class Config:
     """Train an mLSTM byte by byte."""
 
@@ -69,6 +89,9 @@ class Config:
     """Largest global norm of the gradient; 0 does not clip."""
     seed: int = 0
     """Seed of the initial weights and of the shuffle."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    lane_groups: int = 1
+    """Lanes are trained on in this many groups, one after the other, to take less memory; the update is the same."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None
@@ -77,6 +100,18 @@ class Config:
     """Check the SHA-256 of every shard of a prepared folder, and exit."""
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
+    plan: str | None = None
+    """Compile the update for hardware that is not there, as v5e:2x4 or h200, say what it needs and takes, and exit."""
+    largest: bool = False
+    """When planning, look for the most units that fit, too."""
+    profile: int = 0
+    """Write a trace of this many updates into the run's folder, for TensorBoard or Perfetto."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes; Slurm, TPU slices and GKE need neither this nor the next two."""
+    num_processes: int | None = None
+    """How many processes train together; each names the same coordinator."""
+    process_id: int | None = None
+    """This process's number, from 0."""
     log_every: int = 20
     """Updates between lines of progress and of metrics.jsonl."""
     eval_every: int = 500
@@ -94,7 +129,7 @@ class Config:
 
     def __post_init__(self):
         _check_types(self)
-        for name in ("shards", "lanes", "window", "log_every", "eval_every", "eval_lanes", "save_every", "keep"):
+        for name in "shards lanes lane_groups window log_every eval_every eval_lanes save_every keep".split():
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.updates is None or self.updates >= 1, "updates must be at least 1")
         require(self.updates is None or self.updates < 2**31, "updates must be below 2**31")
@@ -104,12 +139,21 @@ class Config:
         require(0 <= self.clip < math.inf, "clip must be 0 (off) or a finite number above 0")
         require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
-        require(self.sample_every >= 0 and self.more_updates >= 0, "sample_every and more_updates must be 0 or more")
+        for name in ("sample_every", "more_updates", "profile"):
+            require(getattr(self, name) >= 0, f"{name} must be 0 or more")
+        named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
+        require(len(set(named)) == 1, "--coordinator, --num-processes and --process-id go together")
+        require(
+            not named[0] or 0 <= self.process_id < self.num_processes,
+            f"process_id must lie between 0 and num_processes - 1, not at {self.process_id} of {self.num_processes}",
+        )
 
 
 # What a run is: these may not change once it has started. The rest may, and a change is announced. (Data may lie
 # elsewhere now; that the bytes are the same is checked by their digest.)
 FIXED = "init model shards heldout lanes window epochs updates learning_rate clip seed".split()
+# What is asked for once, and is no part of a run.
+ONCE = "more_updates verify plan largest profile coordinator num_processes process_id".split()
 
 
 def _check_types(config):
@@ -137,17 +181,24 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(fields: dict[str, Any]) -> Config:
     """Inverse of `to_dict`."""
-    return Config(**fields | {"model": ModelConfig(**fields["model"])})
+    return Config(**fields | {"model": ModelConfig(**fields["model"]), "mesh": MeshConfig(**fields.get("mesh", {}))})
+
+
+def kept(config: Config) -> Config:
+    """What a run keeps of its config."""
+    fields = {f.name: f.default for f in dataclasses.fields(Config) if f.name in ONCE}
+    return dataclasses.replace(config, **fields)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configs differ, by their name on the command line."""
-    flat = lambda c: (
-        {k: v for k, v in to_dict(c).items() if k != "model"}
-        | {f"model.{k}": v for k, v in to_dict(c)["model"].items()}
-    )
-    a, b = flat(old), flat(new)
+    a, b = _flat(to_dict(old)), _flat(to_dict(new))
     return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+
+
+def _flat(fields):
+    groups = {f"{name}.{k}": v for name, group in fields.items() if isinstance(group, dict) for k, v in group.items()}
+    return {name: value for name, value in fields.items() if not isinstance(value, dict)} | groups
 
 
 def load_file(path: str | Path) -> Config:
@@ -175,7 +226,7 @@ def _complaint(path, error):
     where = f"{path}, line {lines[-1]}" if lines else str(path)
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if unknown:
-        owner = ModelConfig if unknown[1] == "ModelConfig" else Config
+        owner = {"ModelConfig": ModelConfig, "MeshConfig": MeshConfig}.get(unknown[1], Config)
         nearest = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(owner)], 1, 0)
         return f"{where}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}"
     return f"{where}: {error}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Integer
 
 from mlstm_jax import checkpoint, convert, encode, generate, model, units
 from mlstm_jax.config import require
+from mlstm_jax.disk import cache_dir
 from mlstm_jax.encode import Feature
 from mlstm_jax.log import progress
 from mlstm_jax.model import Params, Precision
@@ -83,8 +84,7 @@ class LanguageModel:
         """Where features and pictures are kept: in the run, or in the user's cache where that cannot be."""
         if self.is_run and os.access(self.path, os.W_OK):
             return self.path
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "mlstm_jax" / self.digest[:16]
+        return cache_dir() / self.digest[:16]
 
     @property
     def record_dirs(self) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,18 +42,16 @@ class _Console(Console):
 class Log:
     """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk."""
 
-    def __init__(self, run_dir: Path, update: int, total: int):
-        """Continue the records of `run_dir` after `update`: what lies beyond is cut off, as it will be done again."""
-        self.total, self.first, self.begun = total, update, time.monotonic()
-        cut_back(run_dir / "metrics.jsonl", update)
-        self.file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
-        try:
-            from tensorboardX import SummaryWriter
+    def __init__(self, run_dir: Path, update: int, total: int, keep: bool = True):
+        """Continue the records of `run_dir` after `update`: what lies beyond is cut off, as it will be done again.
 
-            self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=update + 1)
-        except ImportError:
-            self.tensorboard = None
-            print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
+        Without `keep` nothing is recorded: another process does it.
+        """
+        self.total, self.first, self.begun = total, update, time.monotonic()
+        if keep:
+            cut_back(run_dir / "metrics.jsonl", update)
+        self.file = open(run_dir / "metrics.jsonl" if keep else os.devnull, "a", encoding="utf-8")
+        self.tensorboard = _tensorboard(run_dir, update) if keep else None
         self.console = _Console()
         self.bar = Progress(
             TextColumn("{task.completed:>7,}/{task.total:,}"),
@@ -100,10 +99,24 @@ class Log:
             f"{values['bits_per_byte']:.3f} bits/byte  gradient {values['gradient_norm']:.3f}  "
             f"{values['bytes_per_second'] / 1000:.1f} kB/s"
         )
+        if values["bytes_per_second_per_chip"] < values["bytes_per_second"]:
+            line += f" ({values['bytes_per_second_per_chip'] / 1000:.1f} a chip)"
+        if "model_flops_utilization" in values:
+            line += f"  {values['model_flops_utilization']:.0%} of peak"
         self.bar.update(self.task, completed=update, line=line)
         if not self.console.is_terminal:
             left = elapsed / (update - self.first) * (self.total - update)
             self.say(f"{update:>7,}/{self.total:,}  {line}  elapsed {clock(elapsed)}  left {clock(left)}")
+
+
+def _tensorboard(run_dir, update):
+    try:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=update + 1)
+    except ImportError:
+        print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
+        return None
 
 
 def clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mlstm_jax.config import ModelConfig
-from mlstm_jax.recurrence import State, Weights, dot, unroll
+from mlstm_jax.recurrence import State, Weights, dot, total, unroll
 
 Params = dict[str, Array]
 Precision = Literal["float32", "bfloat16"]
@@ -38,7 +38,7 @@ class MLSTM(nnx.Module):
 
 
 def init(config: ModelConfig, seed: int) -> Params:
-    """Fresh float32 parameters as a plain dict; the same seed gives the same values on any number of devices."""
+    """Fresh float32 parameters as a plain dict; the same seed gives the same values, on a mesh to a rounding."""
     build = lambda: nnx.to_pure_dict(nnx.state(MLSTM(config, rngs=nnx.Rngs(seed)), nnx.Param))
     return jax.jit(build)()
 
@@ -63,16 +63,25 @@ def prepare(params: Params, precision: Precision = "float32") -> Weights:
     )
 
 
-def read_out(weights: Weights, h: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
-    """Logits of the next byte from the hidden state, float32."""
-    logits = dot(h.reshape(-1, h.shape[-1]), weights.out) + weights.out_b[None]
+def read_out(
+    weights: Weights, h: Float[Array, "*batch units"], precision: str | None = None, axis: str | None = None
+) -> Float[Array, "*batch vocab"]:
+    """Logits of the next byte from the hidden state, float32. `precision` and `axis` as in `recurrence.unroll`."""
+    out = weights.out.astype(precision or weights.out.dtype)
+    logits = total(dot(h.reshape(-1, h.shape[-1]), out), axis) + weights.out_b[None]
     return logits.reshape(*h.shape[:-1], -1)
 
 
 def forward(
-    params: Params, data: UInt8[Array, "batch time"], state: State, precision: Precision = "float32"
+    weights: Weights,
+    data: UInt8[Array, "batch time"],
+    state: State,
+    precision: str | None = None,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "batch time vocab"], State]:
-    """Logits of the byte after each byte of `data`, and the state after the last: prepare, time loop, read-out."""
-    weights = prepare(params, precision)
-    hidden, state = unroll(weights, data, state)
-    return read_out(weights, hidden).swapaxes(0, 1), state
+    """Logits of the byte after each byte of `data`, and the state after the last: time loop, read-out.
+
+    `precision` and `axis` as in `recurrence.unroll`.
+    """
+    hidden, state = unroll(weights, data, state, precision, axis)
+    return read_out(weights, hidden, precision, axis).swapaxes(0, 1), state

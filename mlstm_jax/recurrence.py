@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
+OwnState = tuple[Float[Array, "batch units"], Float[Array, "batch units"]]  # of a device's part of the units
 
 
 class Weights(NamedTuple):
@@ -48,16 +49,33 @@ def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"]) -> Float[Array, "bat
     return jnp.dot(a.astype(w.dtype), w, precision="highest", preferred_element_type=dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def total(part: Float[Array, "..."], axis: str | None) -> Float[Array, "..."]:
+    """The sum of `part` over the devices along a mesh axis; `part` itself where that is None.
+
+    The sum's gradient is known on every device, so that it is each part's gradient as it stands.
+    """
+    return part if axis is None else jax.lax.psum(part, axis)
+
+
+total.defvjp(lambda part, axis: (total(part, axis), None), lambda axis, _, gradient: (gradient,))
+
+
 def cell(
-    wmh: Float[Array, "hidden hidden"],
+    wmh: Float[Array, "units hidden"],
     wh: Float[Array, "hidden gates"],
     x: Float[Array, "batch gates"],
     mx: Float[Array, "batch hidden"],
-    state: State,
-) -> tuple[State, tuple[Float[Array, "batch hidden"], ...]]:
-    """One step from gathered inputs; also returns (i, f, o, u, h wmh), which the backward pass needs."""
+    state: OwnState,
+    axis: str | None = None,
+) -> tuple[OwnState, tuple[Float[Array, "batch _"], ...]]:
+    """One step from gathered inputs; also returns (i, f, o, u, h wmh), which the backward pass needs.
+
+    Where `axis` names an axis of a mesh, each device along it has its part of the units: its rows of wmh, its columns
+    of wh and x (of all four gates) and its part of the state. h wmh is then a sum over the devices.
+    """
     c, h = state
-    mh = dot(h, wmh)
+    mh = total(dot(h, wmh), axis)
     i, f, o, u = jnp.split(x + dot(mx * mh, wh), 4, axis=1)
     i, f, o, u = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(u)
     c = f * c + i * u
@@ -103,10 +121,19 @@ def scan(
 
 
 def unroll(
-    weights: Weights, data: UInt8[Array, "batch time"], state: State
-) -> tuple[Float[Array, "time batch hidden"], State]:
-    """The hidden state after every byte of a training window, time first, and the final state. Differentiable."""
-    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state)
+    weights: Weights,
+    data: UInt8[Array, "batch time"],
+    state: State,
+    precision: str | None = None,
+    axis: str | None = None,
+) -> tuple[Float[Array, "time batch units"], State]:
+    """The hidden state after every byte of a training window, time first, and the final state. Differentiable.
+
+    `precision` is that of the products in the loop, by default the weights' own; wider weights have wider gradients.
+    `axis` as in `cell`.
+    """
+    dtype = jnp.dtype(precision or weights.wh.dtype)
+    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state, dtype, axis)
 
 
 # The backward pass by hand. Autodiff of lax.scan adds a full [hidden, 4 * hidden] weight gradient to an accumulator at
@@ -114,25 +141,27 @@ def unroll(
 # matrix product after the loop. The gates are stored apart: joining them costs a copy at every step.
 
 
-@jax.custom_vjp
-def _unroll(wmh, wh, x, mx, data, state):
-    return _unroll_forward(wmh, wh, x, mx, data, state)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _unroll(wmh, wh, x, mx, data, state, dtype, axis):
+    return _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis)[0]
 
 
-def _unroll_forward(wmh, wh, x, mx, data, state):
+def _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis):
+    narrow_wmh, narrow_wh = wmh.astype(dtype), wh.astype(dtype)
+
     def body(state, byte):
-        (c, h), saved = cell(wmh, wh, x[byte], mx[byte], state)
-        return (c, h), (h, state[0], tuple(s.astype(wh.dtype) for s in saved))
+        (c, h), saved = cell(narrow_wmh, narrow_wh, x[byte], mx[byte], state, axis)
+        return (c, h), (h, state[0], tuple(s.astype(dtype) for s in saved))
 
     final, (hs, cs_before, saved) = jax.lax.scan(body, state, data)
     return (hs, final), (wmh, wh, mx, data, state[1], final[0], hs, cs_before, saved)
 
 
-def _unroll_backward(residuals, cotangents):
+def _unroll_backward(dtype, axis, residuals, cotangents):
     wmh, wh, mx, data, h0, c_last, hs, cs_before, saved = residuals
     dhs, (dc_last, dh_last) = cotangents
     # Real transposed copies: a product with a transposed view inside the loop is slower.
-    wmh_t, wh_t = jax.lax.optimization_barrier((wmh.T, wh.T))
+    wmh_t, wh_t = jax.lax.optimization_barrier((wmh.astype(dtype).T, wh.astype(dtype).T))
 
     def body(carry, inputs):
         dc, dh, c = carry
@@ -144,7 +173,7 @@ def _unroll_backward(residuals, cotangents):
         do, du = dh * tanh_c * o * (1 - o), dc * i * (1 - u**2)
         # The barrier keeps the gates' arithmetic out of the copy that joins them, where it would be slower on a CPU.
         dz = jnp.concatenate(jax.lax.optimization_barrier((di, df, do, du)), axis=1)
-        dm = dot(dz, wh_t)
+        dm = total(dot(dz, wh_t), axis)
         dmh = dm * mx[byte]
         return (dc * f, dot(dmh, wmh_t), c_before), (dz, dm * mh, dmh)
 
@@ -154,7 +183,7 @@ def _unroll_backward(residuals, cotangents):
     rows = lambda a: a.reshape(-1, a.shape[-1])  # time and batch as one axis
 
     def product(a, d):  # a weight's gradient: the outer products of all steps, summed by one matrix product
-        return dot(rows(a).T, rows(d).astype(wh.dtype)).astype(wh.dtype)
+        return dot(rows(a).T, rows(d).astype(dtype)).astype(wh.dtype)
 
     def scatter(d):  # a table's gradient: every step's gradient added to the row it read
         return jnp.zeros((mx.shape[0], d.shape[-1]), d.dtype).at[data.reshape(-1)].add(rows(d))

@@ -36,11 +36,6 @@ def show(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def is_empty(text: str) -> bool:
-    """Whether nothing of the text is left inside its frame."""
-    return frame(text) == EMPTY
-
-
 def _unescape(text):
     if "&" not in text:
         return text

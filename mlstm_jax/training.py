@@ -1,15 +1,20 @@
 """The training state, one update, and the scoring of held-out bytes: pure functions, no disk."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mlstm_jax import model
+from mlstm_jax import model, sharding
+from mlstm_jax.config import Config
 from mlstm_jax.model import Params, Precision
-from mlstm_jax.recurrence import State, Weights, unroll, zero_state
+from mlstm_jax.recurrence import State, Weights
 
 LOG2 = 0.6931471805599453  # nats in one bit
 Metrics = dict[str, Array]
@@ -41,13 +46,95 @@ def learning_rate(initial: float, update: int, start: int, end: int) -> float:
     return initial * (1 - (update - start) / (end - start))
 
 
+def new_state(config: Config) -> TrainState:
+    """The state of a run that starts from drawn weights."""
+    return init_state(model.init(config.model, config.seed), config.lanes)
+
+
+def shardings(config: Config, mesh: Mesh) -> TrainState:
+    """Where each array of a state lives on the mesh. Raises UserError where the units are not to be spread over it."""
+    sharding.require_units(config.model.hidden, mesh)
+    spread = sharding.named(mesh, sharding.PARAMS)
+    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES, "model")))
+    moments = optax.ScaleByAdamState(count=alone, mu=spread, nu=spread)
+    return TrainState(spread, moments, (lanes, lanes), alone, alone, alone)
+
+
 def loss(
-    params: Params, window: UInt8[Array, "lanes window_and_one"], lanes: State, precision: Precision
+    weights: Weights,
+    window: UInt8[Array, "lanes window_and_one"],
+    lanes: State,
+    precision: str | None = None,
+    axis: str | None = None,
 ) -> tuple[Float[Array, ""], State]:
-    """Mean cross-entropy in nats of every next byte, and the state after the window."""
-    logits, lanes = model.forward(params, window[:, :-1], lanes, precision)
-    targets = window[:, 1:].astype(jnp.int32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), lanes
+    """Mean cross-entropy in nats of every next byte, and the state after the window.
+
+    `precision` and `axis` as in `recurrence.unroll`.
+    """
+    nats, lanes = _nats(weights, window, lanes, precision, axis)
+    return nats.mean(), lanes
+
+
+def _nats(weights, window, lanes, precision, axis) -> tuple[Float[Array, "lanes window"], State]:
+    """What every next byte costs, and the state after the window."""
+    logits, lanes = model.forward(weights, window[:, :-1], lanes, precision, axis)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].astype(jnp.int32)), lanes
+
+
+def gradient(
+    params: Params,
+    window: UInt8[Array, "lanes window_and_one"],
+    lanes: State,
+    precision: Precision,
+    mesh: Mesh | None = None,
+    groups: int = 1,
+) -> tuple[Float[Array, ""], State, Params]:
+    """`loss`, the state after the window, and the gradient, float32 whatever the products' precision.
+
+    On a mesh every device does its own lanes, and the gradients are summed once. `groups` of lanes one after the other
+    take less memory and give the same gradient.
+    """
+    weights, pull_back = jax.vjp(model.prepare, params)
+    if mesh is None or mesh.size == 1:
+        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups)
+    else:
+        state = P(sharding.LANES, "model")
+        here = jax.shard_map(
+            partial(_spread_gradient, precision=precision, groups=groups, mesh=mesh),
+            mesh=mesh,
+            in_specs=(sharding.WEIGHTS, P(sharding.LANES), (state, state)),
+            out_specs=(P(), (state, state), sharding.WEIGHTS),
+            check_vma=False,
+        )
+        nats, lanes, slopes = here(sharding.split(weights, mesh), window, lanes)
+        slopes = sharding.join(slopes, mesh)
+    return nats, lanes, pull_back(slopes)[0]
+
+
+def _spread_gradient(own, window, lanes, precision, groups, mesh):
+    """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
+    weights = sharding.gather(own, precision, mesh)
+    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, sharding.unit_axis(mesh))
+    return jax.lax.pmean(nats, sharding.LANES), lanes, sharding.reduce(slopes, mesh)
+
+
+def _own_gradient(weights, window, lanes, precision, groups, axis=None):
+    """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis), has_aux=True)
+    if groups == 1:
+        (nats, lanes), slopes = differentiate(wide, window, lanes)
+        return nats, lanes, slopes
+
+    def add(so_far, group):
+        (nats, lanes), slopes = differentiate(wide, *group)
+        return jax.tree.map(jnp.add, so_far, (nats, slopes)), lanes
+
+    split = lambda a: a.reshape(groups, -1, *a.shape[1:])
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, wide))
+    (nats, slopes), lanes = jax.lax.scan(add, zeros, jax.tree.map(split, (window, lanes)))
+    mean = lambda total: total / groups
+    return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), lanes), jax.tree.map(mean, slopes)
 
 
 def train_step(
@@ -58,11 +145,32 @@ def train_step(
     *,
     clip: float,
     precision: Precision,
+    mesh: Mesh | None = None,
+    groups: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
     lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
-    (nats, lanes), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, window, lanes, precision)
-    return apply_gradient(state, gradient, nats, lanes, rate, clip=clip)
+    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups)
+    return apply_gradient(state, slopes, nats, lanes, rate, clip=clip)
+
+
+def jitted(config: Config, precision: Precision, mesh: Mesh):
+    """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
+    return jax.jit(
+        partial(train_step, clip=config.clip, precision=precision, mesh=mesh, groups=config.lane_groups),
+        donate_argnames="state",
+        out_shardings=(shardings(config, mesh), sharding.named(mesh, P())),
+    )
+
+
+def shapes(config: Config, mesh: Mesh) -> tuple:
+    """What `jitted` takes, as shapes in their places, for compiling it ahead of time."""
+    put = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+    state = jax.tree.map(put, jax.eval_shape(partial(new_state, config)), shardings(config, mesh))
+    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES)))
+    window = jax.ShapeDtypeStruct((config.lanes, config.window + 1), jnp.uint8, sharding=lanes)
+    fresh, rate = (jax.ShapeDtypeStruct((), dtype, sharding=alone) for dtype in (jnp.bool_, jnp.float32))
+    return state, window, fresh, rate
 
 
 def apply_gradient(
@@ -108,21 +216,50 @@ def score_step(
     lanes: State,
     window: UInt8[Array, "lanes window_and_one"],
     inside: Bool[Array, "lanes window"],
+    precision: Precision,
+    mesh: Mesh | None = None,
 ) -> tuple[State, Float[Array, ""]]:
-    """The state after the window, and the bits that the targets inside the mask cost, summed."""
-    hidden, lanes = unroll(weights, window[:, :-1], lanes)
-    logits = model.read_out(weights, hidden).swapaxes(0, 1)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].astype(jnp.int32))
+    """The state after the window, and the bits that the targets inside the mask cost, summed over all lanes."""
+    if mesh is None or mesh.size == 1:
+        return _own_score(weights, lanes, window, inside, precision)
+    state = P(sharding.LANES, "model")
+    here = jax.shard_map(
+        partial(_spread_score, precision=precision, mesh=mesh),
+        mesh=mesh,
+        in_specs=(sharding.WEIGHTS, (state, state), P(sharding.LANES), P(sharding.LANES)),
+        out_specs=((state, state), P()),
+        check_vma=False,
+    )
+    return here(sharding.split(weights, mesh), lanes, window, inside)
+
+
+def _own_score(weights, lanes, window, inside, precision, axis=None):
+    nats, lanes = _nats(weights, window, lanes, precision, axis)
     return lanes, jnp.where(inside, nats, 0).sum() / LOG2
 
 
-_score_step = jax.jit(score_step)
+def _spread_score(own, lanes, window, inside, precision, mesh):
+    weights = sharding.gather(own, precision, mesh)
+    lanes, bits = _own_score(weights, lanes, window, inside, precision, sharding.unit_axis(mesh))
+    return lanes, jax.lax.psum(bits, sharding.LANES)
 
 
-def bits_per_byte(weights: Weights, windows, lanes: int) -> float:
-    """Mean bits per byte over all targets of `scoring_windows`, every lane from the zero state."""
-    state, bits, targets = zero_state(weights, lanes), 0.0, 0
+_score_step = jax.jit(score_step, static_argnames=("precision", "mesh"))
+
+
+def bits_per_byte(weights: Weights, windows, precision: Precision, mesh: Mesh) -> float:
+    """Mean bits per byte over all targets of `scoring_windows`, every lane from the zero state.
+
+    The weights are float32, in the places of `sharding.PREPARED`.
+    """
+    state, bits, targets = None, 0.0, 0
     for window, inside in windows:
-        state, cost = _score_step(weights, state, window, inside)
-        bits, targets = bits + float(cost), targets + int(inside.sum())
+        targets += int(inside.sum())
+        window, inside = (sharding.spread_rows(rows, mesh) for rows in (window, inside))
+        if state is None:
+            zeros = np.zeros((len(window), len(weights.wmh)), np.float32)
+            place = sharding.named(mesh, P(sharding.LANES, "model"))
+            state = sharding.spread_tree((zeros, zeros), (place, place))
+        state, cost = _score_step(weights, state, window, inside, precision, mesh)
+        bits += float(cost)
     return bits / targets

@@ -20,6 +20,12 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder whose files the examples of a law overwrite."""
+    return tmp_path_factory.mktemp("files")
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The folder of reference values."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlstm_jax import config as configs
-from mlstm_jax.config import Config, ModelConfig, UserError
+from mlstm_jax.config import Config, MeshConfig, ModelConfig, UserError
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -78,8 +78,8 @@ def is_string(node):
 def flags():
     """Every field by its name on the command line, with the value that configs/quickstart.py gives it."""
     values = configs.to_dict(configs.load_file(configs.QUICKSTART))
-    model = values.pop("model")
-    flat = values | {f"model.{name}": value for name, value in model.items()}
+    groups = {name: values.pop(name) for name in ("model", "mesh")}
+    flat = values | {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items()}
     return {"--" + name.replace("_", "-"): value for name, value in flat.items()}
 
 
@@ -180,10 +180,10 @@ def help_text(train):
     return result.stdout
 
 
-@pytest.mark.parametrize("cls", [Config, ModelConfig])
+@pytest.mark.parametrize("cls", [Config, ModelConfig, MeshConfig])
 def test_every_field_has_a_sentence(cls):
     explained = docstrings(cls)
-    for name in {f.name for f in dataclasses.fields(cls)} - {"model"}:
+    for name in {f.name for f in dataclasses.fields(cls)} - {"model", "mesh"}:
         assert explained[name].endswith(".") and explained[name][0].isupper(), name
 
 
@@ -197,7 +197,7 @@ def test_help_shows_every_field_with_its_default(help_text, flag):
 
 def test_help_explains_every_field(help_text):
     text = " ".join(re.sub("[─│╭╮╰╯]", " ", help_text).split())
-    explained = docstrings(Config) | docstrings(ModelConfig)
+    explained = docstrings(Config) | docstrings(ModelConfig) | docstrings(MeshConfig)
     assert all(" ".join(sentence.split()) in text for sentence in explained.values())
 
 
@@ -296,9 +296,11 @@ def test_the_run_folder_is_never_none():
 
 positive = st.integers(1, 10**6)
 model_configs = st.builds(ModelConfig, hidden=positive, embed=positive, gain=st.none() | st.floats(0.01, 10))
+meshes = st.builds(MeshConfig, data=positive | st.just(-1), fsdp=positive, model=positive)
 some_configs = st.builds(
     Config,
     model=model_configs,
+    mesh=meshes,
     data=st.text(),
     text_key=st.none() | st.text(),
     lanes=positive,
@@ -319,11 +321,11 @@ def test_a_config_comes_back_from_json(config):
 @given(some_configs, some_configs)
 def test_differences_name_exactly_the_fields_that_differ(a, b):
     found = configs.differences(a, b)
-    names = {f.name for f in dataclasses.fields(Config)} - {"model"}
+    names = {f.name for f in dataclasses.fields(Config)} - {"model", "mesh"}
     expected = {name: (getattr(a, name), getattr(b, name)) for name in names}
-    expected |= {
-        f"model.{f.name}": (getattr(a.model, f.name), getattr(b.model, f.name)) for f in dataclasses.fields(ModelConfig)
-    }
+    for group, cls in (("model", ModelConfig), ("mesh", MeshConfig)):
+        of = lambda config, field: getattr(getattr(config, group), field.name)  # noqa: B023
+        expected |= {f"{group}.{f.name}": (of(a, f), of(b, f)) for f in dataclasses.fields(cls)}
     assert found == {name: pair for name, pair in expected.items() if pair[0] != pair[1]}
     assert configs.differences(a, a) == {}
 

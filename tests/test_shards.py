@@ -1,5 +1,6 @@
 """Laws of a prepared corpus: no review lost or changed, one shuffle whatever the workers, nothing half-made passes."""
 
+import io
 import json
 import os
 import random
@@ -16,8 +17,9 @@ import pytest
 
 import train
 from mlstm_jax import checkpoint
-from mlstm_jax.config import UserError
-from mlstm_jax.corpus import readers, shards, windows
+from mlstm_jax.config import UserError, require
+from mlstm_jax.corpus import prepare, readers, runs, shards, windows
+from mlstm_jax.disk import atomic, locked
 from mlstm_jax.text import frame
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,11 @@ def sums(folder):
     }
 
 
+def here(inputs, out, options, workers=2, **more):
+    with prepare.processes(workers) as spread:
+        return prepare.prepare([str(item) for item in inputs], out, options, spread, **more)
+
+
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
     return dump(tmp_path_factory.mktemp("dump") / "reviews.json", 2000, bad=3)
@@ -68,9 +75,9 @@ def corpus(reviews, tmp_path_factory):
     """Prepared with many chunks and many buckets."""
     out = tmp_path_factory.mktemp("corpus") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "chunks", partial(readers.chunks, size=20_000))
-        patch.setattr(shards, "BUCKET", 30_000)
-        shards.prepare([str(reviews)], out, shards.Options(7, seed=3), workers=2)
+        patch.setattr(prepare, "chunks", partial(readers.chunks, size=20_000))
+        patch.setattr(runs, "BUCKET", 30_000)
+        here([reviews], out, prepare.Options(7, seed=3))
     return out
 
 
@@ -95,10 +102,9 @@ def test_parts_hold_equally_many_reviews_and_their_sums_are_told(corpus):
     sizes = [len(split(corpus, name)) for name in names(corpus)]
     assert names(corpus) == [f"train-{n:05}" for n in range(7)] + ["validation", "test"]
     assert max(sizes) - min(sizes) <= 1
-    manifest, mapped = shards.load(corpus)
-    for part in (shards.Part(**part) for part in manifest["parts"]):
+    for part, mapped in shards.load(corpus).items():
         shards.verify(corpus, part)
-        assert part.bytes == len(mapped[part.name]) and part.reviews == len(split(corpus, part.name))
+        assert part.bytes == len(mapped) and part.reviews == len(split(corpus, part.name))
 
 
 def test_the_shuffle_is_of_the_whole_input(reviews, corpus):
@@ -119,21 +125,31 @@ def _without_bad(reviews, lines):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_bytes_do_not_depend_on_workers_or_buckets(reviews, corpus, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(shards, "chunks", partial(readers.chunks, size=20_000))
-    shards.prepare([str(reviews)], tmp_path / "out", shards.Options(7, seed=3), workers=workers)
+    monkeypatch.setattr(prepare, "chunks", partial(readers.chunks, size=20_000))
+    here([reviews], tmp_path / "out", prepare.Options(7, seed=3), workers)
     assert sums(tmp_path / "out") == sums(corpus)
-    shards.prepare([str(reviews)], tmp_path / "other", shards.Options(7, seed=4), workers=workers)
+    here([reviews], tmp_path / "other", prepare.Options(7, seed=4), workers)
     assert sums(tmp_path / "other") != sums(corpus)
 
 
 def test_of_equal_texts_one_is_kept_where_that_is_asked_for(reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "chunks", partial(readers.chunks, size=20_000))
-    monkeypatch.setattr(shards, "BUCKET", 30_000)
-    manifest = shards.prepare([str(reviews)], tmp_path / "out", shards.Options(3, distinct=True), workers=2)
+    monkeypatch.setattr(prepare, "chunks", partial(readers.chunks, size=20_000))
+    monkeypatch.setattr(runs, "BUCKET", 30_000)
+    manifest = here([reviews], tmp_path / "out", prepare.Options(3, distinct=True))
     out = [text for name in names(tmp_path / "out") for text in split(tmp_path / "out", name)]
     assert len(set(out)) == len(out) == manifest["reviews"]["kept"] and manifest["reviews"]["duplicates"] > 50
     sizes = [part["reviews"] for part in manifest["parts"]]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_text_that_comes_a_million_times_is_kept_once_from_the_start(tmp_path):
+    """Else all of them would meet in one bucket, whose size memory depends on."""
+    (tmp_path / "a.txt").write_text("good\n" * 1000 + "a\nb\nc\n")
+    (chunk,) = readers.chunks(readers.sources([str(tmp_path / "a.txt")])[0], 0, readers.Keys())
+    runs.make(("a.txt", chunk), tmp_path, seed=0, distinct=True, on_error="fail")
+    assert json.loads((tmp_path / "00000-0000000.json").read_text())["counts"]["reviews"] == 4
+    manifest = here([tmp_path / "a.txt"], tmp_path / "out", prepare.Options(2, distinct=True))
+    assert manifest["reviews"] == dict(read=1003, kept=4, empty=0, duplicates=999, bad=0)
 
 
 def test_bad_lines_are_kept_with_file_and_line_or_stop_it(reviews, corpus, tmp_path):
@@ -142,24 +158,110 @@ def test_bad_lines_are_kept_with_file_and_line_or_stop_it(reviews, corpus, tmp_p
     assert len(bad) == 3 and all(lines[record["line"] - 1] == record["data"] for record in bad)
     assert {record["file"] for record in bad} == {str(reviews)}
     with pytest.raises(UserError, match=rf"{reviews}, line \d+: "):
-        shards.prepare([str(reviews)], tmp_path / "out", shards.Options(3), workers=2, on_error="fail")
+        here([reviews], tmp_path / "out", prepare.Options(3), on_error="fail")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_bad_lines_that_an_earlier_call_took_stop_one_that_does_not(reviews, tmp_path):
+    with pytest.raises(UserError, match="do not fill 3000"):
+        here([reviews], tmp_path / "out", prepare.Options(3000))
+    with pytest.raises(UserError, match=rf"{reviews}, line \d+: "):
+        here([reviews], tmp_path / "out", prepare.Options(3000), on_error="fail")
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
+    reviews = dump(tmp_path / "reviews.json", 100)
+
+    def and_then(expand, do, items):
+        yield from alone(expand, do, items)
+        dump(reviews, 101)
+
+    with pytest.raises(UserError, match="reviews.json has changed while it was read"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), and_then)
+
+
+def test_a_folder_may_be_written_into_the_one_that_is_read(reviews, tmp_path, monkeypatch):
+    """What a killed run has written there is no input of the next one."""
+    (tmp_path / "reviews.json").write_bytes(reviews.read_bytes())
+    monkeypatch.setattr(prepare, "atomic", killed_at("manifest.json"))
+    with pytest.raises(UserError, match="killed"):
+        prepare.prepare([str(tmp_path)], tmp_path / "out", prepare.Options(3), alone)
+    assert list((tmp_path / "out").glob("*.jsonl"))
+    monkeypatch.undo()
+    assert len(prepare.prepare([str(tmp_path)], tmp_path / "out", prepare.Options(3), alone)["sources"]) == 1
+
+
+def killed_at(name):
+    def write(path):
+        require(path.name != name, "killed")
+        return atomic(path)
+
+    return write
+
+
+def alone(expand, do, items):
+    """A spread that stays in this process."""
+    for item in items:
+        yield from map(do, expand(item))
+
+
 def test_what_cannot_be_prepared_is_one_clear_line(reviews, corpus, tmp_path):
-    prepare = partial(shards.prepare, workers=1)
     with pytest.raises(UserError, match="holds a corpus already"):
-        prepare([str(reviews)], corpus, shards.Options(3))
+        here([reviews], corpus, prepare.Options(3))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
-        prepare([str(reviews)], tmp_path / "mine", shards.Options(3))
-    with pytest.raises(UserError, match="do not fill 3000 shards"):
-        prepare([str(reviews)], tmp_path / "many", shards.Options(3000))
+        here([reviews], tmp_path / "mine", prepare.Options(3))
+    with pytest.raises(
+        UserError, match="reviews .3 lines cannot be read: see .*jsonl. do not fill 3000 shards .* remove"
+    ):
+        here([reviews], tmp_path / "many", prepare.Options(3000))
+    with pytest.raises(UserError, match="do not fill"):
+        here([reviews], tmp_path / "endless", prepare.Options(10**15))
     with pytest.raises(UserError, match="--shards must be at least 1"):
-        prepare([str(reviews)], tmp_path / "none", shards.Options(0))
+        here([reviews], tmp_path / "none", prepare.Options(0))
+    with pytest.raises(UserError, match="--seed must lie"):
+        here([reviews], tmp_path / "none", prepare.Options(3, seed=-1))
     with pytest.raises(UserError, match="no such file"):
-        prepare([str(tmp_path / "nothing.json")], tmp_path / "out", shards.Options(3))
+        here([tmp_path / "nothing.json"], tmp_path / "out", prepare.Options(3))
+    with pytest.raises(UserError, match="--workers must be at least 1"):
+        here([reviews], tmp_path / "none", prepare.Options(3), workers=-1)
+
+
+def test_an_unfinished_corpus_of_another_kind_is_left_alone(reviews, tmp_path):
+    with pytest.raises(UserError, match="do not fill 3000 shards"):
+        here([reviews], tmp_path / "out", prepare.Options(3000))
+    before = sorted(path.name for path in (tmp_path / "out" / ".work").iterdir())
+    with pytest.raises(UserError, match="unfinished corpus of other inputs, or of other options; give the same"):
+        here([reviews], tmp_path / "out", prepare.Options(3))
+    assert before == sorted(path.name for path in (tmp_path / "out" / ".work").iterdir())
+
+
+def test_two_commands_do_not_prepare_one_folder(reviews, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "prepared"), pytest.raises(UserError, match="is being prepared by another process"):
+        here([reviews], tmp_path / "out", prepare.Options(3))
+    here([reviews], tmp_path / "out", prepare.Options(3))
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_worker_that_is_killed_is_one_clear_line(reviews, tmp_path):
+    with pytest.raises(UserError, match="a worker was killed"), prepare.processes(1) as spread:
+        list(spread(iter, _die, ["x"]))
+
+
+def _die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_neighbouring_parts_share_their_buckets(reviews, corpus, tmp_path, monkeypatch):
+    """With many parts a task writes several of them, and reads each bucket once."""
+    monkeypatch.setattr(prepare, "chunks", partial(readers.chunks, size=20_000))
+    here([reviews], tmp_path / "out", prepare.Options(98, seed=3))
+    found, parts = (
+        b"".join(b"".join(split(folder, name)) for name in names(folder)) for folder in (tmp_path / "out", corpus)
+    )
+    assert found == parts
 
 
 def command(reviews, out):
@@ -186,10 +288,13 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path):
     assert whole.returncode == 0 and "60,000 reviews read" in whole.stdout
     draw, killed = random.Random(0), 0
     for _ in range(3):
-        process = subprocess.Popen(command(reviews, tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(reviews, tmp_path / "killed"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         time.sleep(seconds * draw.uniform(0.3, 0.9))
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        process.communicate(timeout=60)  # ends when all workers have: they hold the pipe too
+        killed += process.returncode == -signal.SIGKILL
         if not (tmp_path / "killed" / "manifest.json").exists() and (tmp_path / "killed").exists():
             with pytest.raises(UserError, match="no manifest.json"):
                 shards.load(tmp_path / "killed")
@@ -197,6 +302,48 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path):
     if not (tmp_path / "killed" / "manifest.json").exists():
         assert run(command(reviews, tmp_path / "killed")).returncode == 0
     assert sums(tmp_path / "killed") == sums(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.2])  # seconds: when the workers are being started
+@pytest.mark.parametrize("number, status, told", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
+def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, number, status, told, wait):
+    process = subprocess.Popen(
+        command(reviews, tmp_path / "out"), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "out" / ".work" / "plan.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(wait)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == told and process.returncode == status
+
+
+def test_what_is_half_made_lies_in_the_work_folder(reviews, tmp_path, monkeypatch):
+    def killed(_):
+        assert sorted(os.listdir(tmp_path / "out")) == [".lock", ".work"]
+        raise UserError("killed")
+
+    write = prepare._write_part
+    monkeypatch.setattr(prepare, "_write_part", lambda *args: write(*args[:-1], killed))
+    with pytest.raises(UserError, match="killed"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone)
+
+
+def test_of_an_earlier_pipe_nothing_stays(tmp_path, monkeypatch):
+    def pipe(text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        prepare.prepare(["-"], tmp_path / "out", prepare.Options(1), alone)
+
+    monkeypatch.setattr(prepare, "atomic", killed_at("manifest.json"))
+    with pytest.raises(UserError, match="killed"):
+        pipe(b'{"text": "good", "label": 1}\n' * 9 + b"{\n")
+    assert (tmp_path / "out" / "test.labels.jsonl").exists() and (tmp_path / "out" / "bad_lines.jsonl").exists()
+    monkeypatch.undo()
+    pipe(b"good\n" * 9)
+    kinds = ("bin", "ends.npy")
+    expected = [f"{name}.{kind}" for name in ("test", "train-00000", "validation") for kind in kinds]
+    assert sorted(os.listdir(tmp_path / "out")) == ["manifest.json", *expected]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_looks_whole(reviews, tmp_path):
@@ -263,6 +410,17 @@ def test_a_damaged_manifest_is_one_clear_line(copy, tmp_path, text):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest.json"):
         train.main(arguments(copy, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "change", [dict(bytes="12"), dict(reviews="12"), dict(sha256=None), dict(name="train-00002"), None]
+)
+def test_an_edited_manifest_is_one_clear_line(copy, tmp_path, change):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["parts"][1:2] = [manifest["parts"][1] | change] if change else []
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
+        train.main(arguments(copy, tmp_path / "run", "--verify"))
 
 
 def test_the_stream_is_the_windows_in_their_order_and_raises_what_the_check_raises():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlstm_jax.text import decode, encode, frame, is_empty, show
+from mlstm_jax.text import EMPTY, decode, encode, frame, show
 
 # Every string that Python can hold, lone surrogates and NUL included; and strings that look like html.
 anything = st.text(st.characters()) | st.text("&#xX;0123456789amplt<br />nbsp\n \t\u00a0")
@@ -38,7 +38,7 @@ def test_frame_is_unescape_one_line_strip_and_pads_in_that_order(text):
 @unhurried
 @given(anything)
 def test_a_text_is_empty_exactly_where_its_frame_holds_nothing(text):
-    assert is_empty(text) == (frame(text) == b"\n  ")
+    assert (frame(text) == EMPTY) == (frame(text) == b"\n  ")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launch import interrupting
 
 import eval_sst
 import mlstm_jax
@@ -20,6 +21,7 @@ from mlstm_jax import checkpoint, log, model, training
 from mlstm_jax.config import ModelConfig, UserError
 from mlstm_jax.corpus import windows
 from mlstm_jax.corpus.build import build
+from mlstm_jax.disk import locked
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -50,15 +52,7 @@ def finished(reviews, tmp_path_factory):
 
 def interrupt_at(monkeypatch, position, number):
     """Send this process a signal when training takes window `position`."""
-    stream = windows.stream
-
-    def interrupted(*args):
-        for place, item in enumerate(stream(*args), args[1]):
-            if place == position:
-                os.kill(os.getpid(), number)
-            yield item
-
-    monkeypatch.setattr(windows, "stream", interrupted)
+    monkeypatch.setattr(windows, "stream", interrupting(windows.stream, position, number))
 
 
 def state_of(run_dir):
@@ -333,7 +327,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(reviews, finished):
-    with checkpoint.locked(finished), pytest.raises(UserError, match="another process"):
+    with locked(finished, "trained"), pytest.raises(UserError, match="another process"):
         train.main(["--run-dir", str(finished)])
 
 

@@ -4,14 +4,17 @@ python -m mlstm_jax.corpus reviews.json.gz --out data/amazon --shards 1000
 """
 
 import os
+import signal
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from mlstm_jax.config import script
-from mlstm_jax.corpus import shards
+from mlstm_jax.config import UserError, require, script
+from mlstm_jax.corpus import prepare
 from mlstm_jax.log import progress
 
 
@@ -26,6 +29,8 @@ def main(
     distinct: bool = False,
     on_error: Literal["quarantine", "fail"] = "quarantine",
     workers: int | None = None,
+    runner: str | None = None,
+    runner_options: tuple[str, ...] = (),
 ) -> None:
     """Frame, shuffle and write reviews into shards, with validation and test reviews set apart.
 
@@ -39,10 +44,18 @@ def main(
         distinct: Keep one of several reviews with the same text.
         on_error: What to do with lines that cannot be read: write them to bad_lines.jsonl, or stop at the first.
         workers: Processes; by default one for each core.
+        runner: Do it on many machines, with this runner of Apache Beam (FlinkRunner, SparkRunner ...; DirectRunner is
+            this machine). All of them must see the inputs and the folder under the same names.
+        runner_options: Options of the runner, as flink_master=HOST:8081 parallelism=64.
     """
-    begun, options = time.monotonic(), shards.Options(shards_, seed, text_key, label_key, distinct)
-    workers = workers or os.cpu_count() or 1
-    manifest = shards.prepare(list(inputs), out, options, workers=workers, on_error=on_error, progress=progress)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is open is closed then, in silence
+    begun, options = time.monotonic(), prepare.Options(shards_, seed, text_key, label_key, distinct)
+    require(not runner_options or runner, "--runner-options goes with --runner")
+    require(workers is None or not runner, "--workers goes without --runner, which has workers of its own")
+    require(not runner or "-" not in inputs, "standard input cannot be read by other machines; name files")
+    out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
+    with _spread(workers, runner, runner_options, out) as spread:
+        manifest = prepare.prepare(list(inputs), out, options, spread, on_error=on_error, progress=progress)
     reviews, seconds = manifest["reviews"], time.monotonic() - begun
     print(
         f"{reviews['read']:,} reviews read, {reviews['kept']:,} kept, {reviews['empty']:,} empty, "
@@ -51,6 +64,16 @@ def main(
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
     print(f"Next: python train.py --config configs/amazon.py --data {out}")
+
+
+def _spread(workers, runner, runner_options, out):
+    if not runner:
+        return prepare.processes((os.cpu_count() or 1) if workers is None else workers)
+    try:
+        from mlstm_jax.corpus import beam
+    except ImportError:
+        raise UserError("--runner takes apache-beam; pip install 'mlstm-jax[beam]'") from None
+    return nullcontext(beam.runner(runner, runner_options, out))
 
 
 if __name__ == "__main__":

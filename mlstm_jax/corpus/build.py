@@ -74,19 +74,18 @@ def _prepared(config):
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
     require(config.text_key is None, "--text-key goes with a file of reviews, not with a corpus that is prepared")
     folder = Path(config.data)
-    manifest, parts = shards.load(folder)
-    described = [shards.Part(**part) for part in manifest["parts"]]
-    train = [part for part in described if part.name.startswith("train-")]
-    for part in described[len(train) :]:
+    parts = shards.load(folder)
+    *train, validation, test = parts
+    for part in (validation, test):
         shards.verify(folder, part)
-    digest = hashlib.sha256("".join(part.sha256 for part in described).encode()).hexdigest()
+    digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
     summary = (
-        f"{folder}: {sum(part.reviews for part in described):,} reviews, {manifest['bytes']:,} bytes; "
+        f"{folder}: {sum(part.reviews for part in parts):,} reviews, {sum(part.bytes for part in parts):,} bytes; "
         f"{sum(part.bytes for part in train):,} bytes to train on in {len(train)} shards, "
-        f"{len(parts['validation']):,} for validation, {len(parts['test']):,} for the test"
+        f"{validation.bytes:,} for validation, {test.bytes:,} for the test"
     )
     check = lambda number: shards.verify(folder, train[number])
-    return Corpus([parts[p.name] for p in train], parts["validation"], parts["test"], digest, summary, check)
+    return Corpus([parts[part] for part in train], parts[validation], parts[test], digest, summary, check)
 
 
 def _split(framed, config):

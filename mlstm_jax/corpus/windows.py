@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from mlstm_jax.config import require
 
@@ -43,15 +43,20 @@ class Windows:
         """Bytes at the shards' ends that fill no window."""
         return sum(map(len, self.shards)) - len(self) * self.lanes * self.window
 
-    def at(self, position: int) -> tuple[UInt8[np.ndarray, "{self.lanes} {self.window}+1"], bool]:
-        """Window number `position`, and whether a shard begins there, where the state starts from zero."""
+    def at(
+        self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)
+    ) -> tuple[UInt8[np.ndarray, "own {self.window}+1"], bool]:
+        """Window number `position`, and whether a shard begins there, where the state starts from zero.
+
+        Only the lanes named in `own` are read.
+        """
         number = self.shard(position)
         place = position % len(self) - int(self.ends[number] - self.counts[number])
         lane_bytes = int(self.counts[number]) * self.window
         rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
             self.shards[number][place * self.window :], (self.lanes, self.window + 1), (lane_bytes, 1), writeable=False
         )
-        return np.array(rows), place == 0
+        return np.array(rows[own]), place == 0
 
     def shard(self, position: int) -> int:
         """The number of the shard that window `position` lies in."""
@@ -59,11 +64,16 @@ class Windows:
 
 
 def stream(
-    windows: Windows, position: int, check: Callable[[int], None] = lambda shard: None, ahead: int = 8
-) -> Iterator[tuple[UInt8[np.ndarray, "lanes window_and_one"], bool]]:
+    windows: Windows,
+    position: int,
+    check: Callable[[int], None] = lambda shard: None,
+    own: Int[np.ndarray, "own"] | slice = slice(None),
+    ahead: int = 8,
+) -> Iterator[tuple[UInt8[np.ndarray, "own window_and_one"], bool]]:
     """Windows from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
 
-    `check(shard)` is called before the first window of each shard; what it raises is raised in that window's place.
+    Of every window only the lanes named in `own`, a process's own ones, are read. `check(shard)` is called before the
+    first window of each shard; what it raises is raised in that window's place.
     """
     ready, stop = queue.Queue(ahead), threading.Event()
 
@@ -74,7 +84,7 @@ def stream(
                 if (shard := windows.shard(number)) != last:
                     check(shard)
                     last = shard
-                item = windows.at(number)
+                item = windows.at(number, own)
             except Exception as error:
                 item = error
             while not stop.is_set():

@@ -1,0 +1,28 @@
+"""The paper's model on eight devices and more: 2048 lanes, after Puri et al. 2018 (arXiv 1808.01371).
+
+    python -m mlstm_jax.corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
+    python train.py --config configs/amazon_2048.py
+    python train.py --config configs/amazon_2048.py --plan v5e:4x4
+
+Their rule: the learning rate grows with the lanes, 5e-4 for 128, but not beyond 3e-3, and falls to zero over 100,000
+updates where there are 2048 lanes or more: 52e9 bytes, 1.35 passes. They published 1.125 bits per byte for this size
+after one pass. With fewer than 32 devices each has 64 lanes or more, as the recurrence wants it.
+"""
+
+from mlstm_jax.config import Config, ModelConfig
+
+config = Config(
+    model=ModelConfig(hidden=4096, embed=64),
+    data="data/amazon",
+    lanes=2048,
+    window=256,
+    updates=100_000,
+    learning_rate=3e-3,
+    clip=1.0,
+    log_every=20,
+    eval_every=1000,
+    eval_bytes=4_000_000,
+    eval_lanes=128,
+    sample_every=2000,
+    save_every=500,
+)

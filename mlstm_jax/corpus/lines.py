@@ -1,0 +1,142 @@
+"""Bytes of a file or of standard input, decompressed, in whole lines, in little memory whatever is in them."""
+
+import bz2
+import gzip
+import importlib
+import sys
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
+from pathlib import Path
+from types import ModuleType
+
+from mlstm_jax.config import UserError, require
+from mlstm_jax.text import decode
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
+LINE = 16 << 20  # bytes of the longest line that is read
+TOO_LONG = f"longer than {LINE >> 20} MB; one review a line is read"
+PIECE = 1 << 18  # bytes that are decompressed at a time
+HEAD = 1 << 20  # bytes of whole lines that come first: among their records the keys are looked for
+
+
+@contextmanager
+def opened(name: str) -> Iterator[BufferedIOBase]:
+    """A file, or standard input for "-"; raises UserError for one that cannot be opened."""
+    if name == "-":
+        require(sys.stdin, "standard input is closed")
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(name, "rb")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}") from None
+    with file:
+        yield file
+
+
+def blocks(file: BufferedIOBase, name: str) -> Iterator[bytes]:
+    """Whole lines, about 1 MB of them at a time, without a byte order mark; at least one block.
+
+    A line that is longer than LINE is cut, and still longer than LINE. Raises UserError for what is damaged, after all
+    that comes before it.
+    """
+    found = cut(_limited(_pieces(file, name)), HEAD)
+    yield next(found, b"").removeprefix(BOM_UTF8)
+    yield from found
+
+
+def cut(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Join and cut pieces of bytes behind the first newline at which a block has `size` bytes, and at the end.
+
+    The last block comes when the pieces have ended, and when they end in a UserError, the whole lines before that.
+    """
+    held, searched, damage = bytearray(), 0, None
+    try:
+        for piece in pieces:
+            held += piece
+            while 0 < (end := held.find(b"\n", max(searched, size - 1)) + 1) < len(held):
+                yield bytes(memoryview(held)[:end])
+                del held[:end]
+                searched = 0
+            searched = max(0, len(held) - 1)
+    except UserError as error:
+        damage = error
+        del held[held.rfind(b"\n") + 1 :]
+    if held:
+        yield bytes(held)
+    if damage:
+        raise damage
+
+
+def kept(line: bytes) -> str:
+    """What is kept of a line that is wrong: all of it, or of one that is too long its first 1000 bytes."""
+    return decode(line if len(line) <= LINE else line[:1000])
+
+
+def _limited(pieces):
+    """Pieces, without what a line has far beyond LINE bytes: enough is left to tell that it is too long."""
+    most, length = LINE + len(BOM_UTF8) + 1, 0  # of a line; of the line that has begun
+    for piece in pieces:
+        first, last = piece.find(b"\n"), piece.rfind(b"\n")
+        end, room = len(piece) if first < 0 else first, most - length
+        yield piece if end <= room else piece[:room] + piece[end:]  # pieces are short: later lines in it cannot be long
+        length = min(length + end, most) if first < 0 else len(piece) - last - 1
+
+
+def _pieces(file, name):
+    """The bytes of a file, decompressed, as they come, at most 8 MB at a time."""
+    suffix = Path(name).suffix.lower()
+    try:
+        if suffix == ".bz2":
+            yield from _frames(file, 1 << 10, bz2.BZ2Decompressor, _bunzip, OSError)
+        elif suffix == ".zst":
+            zstandard = optional("zstandard", name)
+            zstd = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as large as zstd --long makes it
+            whole = lambda frame, piece: [frame.decompress(piece)]
+            yield from _frames(file, 1 << 8, zstd.decompressobj, whole, zstandard.ZstdError)  # 4 bytes may mean 128 kB
+        else:
+            unzipped = gzip.GzipFile(fileobj=file) if suffix == ".gz" else file
+            yield from iter(lambda: unzipped.read1(PIECE), b"")  # read1 gives what there is before what is damaged
+        if suffix in COMPRESSIONS and file.tell() == 0:
+            raise EOFError("it is empty")
+    except (OSError, EOFError, zlib.error) as error:
+        if suffix in COMPRESSIONS and not getattr(error, "errno", None):
+            raise UserError(f"{name}: not a whole {COMPRESSIONS[suffix]} file ({error})") from None
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _frames(file, step, new_frame, decompress, refusal):
+    """The frames of a file, all of them; raises EOFError for one that is damaged or cut.
+
+    (bz2.open ignores what is damaged behind the first one; zstandard does not notice where one is cut.)
+    """
+    frame, ended = new_frame(), True
+    while piece := file.read(step):
+        while piece:
+            try:
+                yield from decompress(frame, piece)
+            except refusal as error:
+                raise EOFError(error) from None
+            piece, ended = frame.unused_data, frame.eof
+            if ended:
+                frame = new_frame()
+    if not ended:
+        raise EOFError("it ends within a frame")
+
+
+def _bunzip(frame, piece):
+    yield frame.decompress(piece, PIECE)
+    while not (frame.needs_input or frame.eof):
+        yield frame.decompress(b"", PIECE)
+
+
+def optional(module: str, name: str) -> ModuleType:
+    """A module that only some files take; raises UserError with what to install where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f"{name}: reading it takes {package}; pip install 'mlstm-jax[data]'") from None

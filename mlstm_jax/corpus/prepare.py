@@ -1,0 +1,314 @@
+"""Preparing a corpus: reviews by the million, framed and shuffled into shards on disk, in bounded memory.
+
+Two passes. The first reads the inputs chunk by chunk; every review gets a key of 64 bits, and every chunk becomes a
+*run*: its framed reviews in the order of their keys. The second cuts the order of all keys into parts of equal numbers
+of reviews and writes each part, a bucket of neighbouring keys at a time, out of slices of all runs. The order of the
+keys is the shuffle: the result depends neither on the number of workers nor on what was done before a run was killed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import chain
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import numpy as np
+
+from mlstm_jax.config import UserError, require
+from mlstm_jax.corpus import runs, shards
+from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
+from mlstm_jax.corpus.shards import FORMAT, Part
+from mlstm_jax.disk import atomic, locked
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as log.progress
+# spread(expand, do, items): `do(task)` of every task in `expand(item)` of every item, somewhere, in any order. It
+# returns plain values, which survive JSON. See `processes` and beam.runner.
+Spread = Callable[[Callable[[Any], Iterable[Any]], Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides which bytes a corpus has."""
+
+    shards: int
+    seed: int = 0
+    text_key: str | None = None
+    label_key: str | None = None
+    distinct: bool = False
+    """Keep one of several reviews with the same framed text."""
+
+
+def prepare(
+    inputs: list[str],
+    out: Path,
+    options: Options,
+    spread: Spread,
+    *,
+    on_error: Literal["quarantine", "fail"] = "quarantine",
+    say: Callable[[str], None] = print,
+    progress: Progress = lambda what, total: nullcontext(lambda count: None),
+) -> dict[str, Any]:
+    """Write the corpus folder `out`; returns its manifest, which is written last.
+
+    A killed run goes on where it was when it is called again with the same inputs and options. `progress` shows
+    how far each pass is. Raises UserError for inputs that cannot be read, a folder that holds a corpus already or is
+    being prepared by another process, a full disk.
+    """
+    written = os.path.join(os.path.realpath(out), "")  # is no input, where a folder is read that `out` lies in
+    is_file = lambda source: source.time is not None
+    found = [s for s in sources(inputs) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
+    require(options.shards >= 1, "--shards must be at least 1")
+    require(0 <= options.seed < 2**63, "--seed must lie between 0 and 2**63 - 1")
+    refuse = lambda: require(not (out / "manifest.json").exists(), f"{out} holds a corpus already; name a new folder")
+    refuse()
+    strange = out.exists() and not (out / ".work").exists() and any(path.name != ".lock" for path in out.iterdir())
+    require(not strange, f"{out} holds something else; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, "prepared"):
+        refuse()  # another process may just have finished it
+        return _prepare(found, out, options, spread, on_error, say, progress)
+
+
+def _prepare(found, out, options, spread, on_error, say, progress) -> dict[str, Any]:
+    work = out / ".work"
+    _resume_or_start(work, found, options, say)
+    try:
+        counts = _make_runs(found, options, work, spread, on_error, progress)
+        parts = _write_parts(out, work, options, counts, spread, progress)
+    except OSError as error:
+        raise UserError(
+            f"{out}: {error.strerror or error}; make room and call it again: it goes on from here"
+        ) from None
+    kept = sum(part.reviews for part in parts)
+    manifest = {
+        "format": FORMAT,
+        "options": asdict(options),
+        "sources": [source._asdict() for source in found],
+        "reviews": {
+            "read": counts["reviews"] + counts["duplicates"] + counts["empty"] + counts["bad"],
+            "kept": kept,
+            "empty": counts["empty"],
+            "duplicates": counts["duplicates"] + counts["reviews"] - kept,
+            "bad": counts["bad"],
+        },
+        "bytes": sum(part.bytes for part in parts),
+        "parts": [part._asdict() for part in parts],
+    }
+    (out / "bad_lines.jsonl").unlink(missing_ok=True)
+    if counts["bad"]:
+        os.replace(work / "bad_lines.jsonl", out / "bad_lines.jsonl")
+    with atomic(out / "manifest.json") as file:
+        file.write((json.dumps(manifest, indent=1) + "\n").encode())
+    shutil.rmtree(work)
+    (out / ".lock").unlink()
+    return manifest
+
+
+def _resume_or_start(work, found, options, say):
+    """Keep what an earlier call of the same kind has left, or start with an empty work folder."""
+    plan = {"format": FORMAT, "options": asdict(options), "sources": [source._asdict() for source in found]}
+    plan, path = json.dumps(plan).encode(), work / "plan.json"
+    if path.is_file():
+        same = path.read_bytes() == plan
+        require(
+            same,
+            f"{work.parent} holds an unfinished corpus of other inputs, or of other options; "
+            "give the same command to go on with it, or remove the folder",
+        )
+        if all(source.size is not None for source in found):
+            say(f"going on with what {work} holds")
+            return
+    if work.exists():  # what comes from a pipe comes once
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    with atomic(path) as file:
+        file.write(plan)
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Spread]:
+    """Processes of this machine that do tasks as they come, a few more of them waiting than there are processes."""
+    require(workers >= 1, "--workers must be at least 1")
+
+    def submit(do, task):
+        with _undisturbed():  # this may start a process, or the pool's own thread
+            return pool.submit(do, task)
+
+    def spread(expand, do, items):
+        running: set[Future] = set()
+        for task in chain.from_iterable(map(expand, items)):
+            running.add(submit(do, task))
+            if len(running) >= workers + 2:
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ready)
+        yield from (future.result() for future in running)
+
+    context = get_context("spawn")
+    alive, end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(alive,))
+    try:
+        yield spread
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker was killed, perhaps for lack of memory; the same command goes on, with fewer --workers if need be"
+        ) from None
+    finally:
+        end.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+        alive.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is asked by Ctrl-C and SIGTERM is done at the end: a process that is half started is known to nobody.
+
+    The mask is for the processes that are started, which inherit it: Ctrl-C is for the program, that then ends them
+    all. It would not do here, where other threads take the signal and have it handled in this one.
+    """
+    numbers, asked = (signal.SIGINT, signal.SIGTERM), []
+    handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for number in asked[:1]:
+            signal.raise_signal(number)
+
+
+def _end_with(alive: Connection) -> None:
+    """In a process of the pool: end, in the midst of a task, when the program has ended or was killed.
+
+    (A pool's processes would wait for its next task for ever.)
+    """
+
+    def watch():
+        alive.poll(None)  # nothing is ever sent: it returns when the other end is closed
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _alone(item):
+    """For `spread`: an item that is one task."""
+    yield item
+
+
+# The first pass: chunks to runs.
+
+
+def _make_runs(found, options, work, spread, on_error, progress) -> Counter:
+    """A run for every chunk that has none yet; what was counted in all of them."""
+    cut = partial(_chunks, work=work, keys=Keys(options.text_key, options.label_key))
+    make = partial(runs.make, work=work, seed=options.seed, distinct=options.distinct, on_error=on_error)
+    with progress("reading", sum(source.size or 0 for source in found)) as done:
+        for size in spread(cut, make, list(enumerate(found))):
+            done(size)
+    counts = Counter()
+    with open(work / "bad_lines.jsonl", "w", encoding="utf-8") as bad:
+        for path in sorted(work.glob("*.json")):
+            if path.name != "plan.json":
+                record = json.loads(path.read_bytes())
+                counts += Counter(record["counts"])
+                for line in record["bad"]:  # of an earlier call, which may have taken them
+                    require(on_error == "quarantine", f"{line['file']}, line {line['line']}: {line['why']}")
+                    bad.write(json.dumps(line) + "\n")
+    for source in found:
+        require(unchanged(source), f"{source.name} has changed while it was read; remove {work.parent} and start again")
+    return counts
+
+
+def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[str, Chunk]]:
+    """The chunks of a source, with its name; those that have a run already come empty."""
+    index, source = item
+    for chunk in chunks(source, index, keys):
+        made = runs.path(work, chunk).with_suffix(".json").exists()
+        yield source.name, chunk._replace(payload=b"") if made else chunk
+
+
+# The second pass: runs to parts.
+
+
+def _write_parts(out, work, options, counts, spread, progress) -> list[Part]:
+    def enough(reviews):
+        bad = f" ({counts['bad']} lines cannot be read: see {work / 'bad_lines.jsonl'})" if counts["bad"] else ""
+        few = f"{reviews} reviews{bad} do not fill {options.shards} shards and two parts to hold out"
+        require(reviews >= options.shards + 2, f"{few}; remove {out} and lower --shards")
+
+    enough(counts["reviews"])  # before there is a name for every shard
+    names = shards.names(options.shards)
+    group = min(8, max(1, len(names) // 16))  # parts that one task writes: neighbours share a bucket
+    sizes, made = runs.make_index(work, counts, 8 * -(-len(names) // group))
+    bucket = partial(runs.bucket, work=work, made=made, distinct=options.distinct)
+    if options.distinct:
+        counted = dict(spread(_alone, partial(_count, bucket=bucket), range(len(sizes))))
+        sizes = np.array([counted[number] for number in range(len(sizes))])
+    enough(sizes.sum())
+    ranks = int(sizes.sum()) * np.arange(len(names) + 1) // len(names)
+    tasks = list(zip(names, ranks[:-1].tolist(), ranks[1:].tolist(), strict=True))
+    write = partial(_write_group, out=out, work=work, ends=np.cumsum(sizes), bucket=bucket)
+    parts = {}
+    with progress("writing", counts["bytes"]) as done:
+        for written in spread(_alone, write, [tasks[n : n + group] for n in range(0, len(tasks), group)]):
+            for part in map(Part._make, written):
+                parts[part.name] = part
+                done(part.bytes)
+    return [parts[name] for name in names]
+
+
+def _count(number: int, bucket: Callable) -> tuple[int, int]:
+    return number, len(bucket(number)[0])
+
+
+def _write_group(
+    tasks: list[tuple[str, int, int]], out: Path, work: Path, ends: np.ndarray, bucket: Callable
+) -> list[Part]:
+    """Write neighbouring parts."""
+    bucket = lru_cache(1)(bucket)  # the last bucket of a part is the first of the next
+    return [_write_part(*task, out, work, ends, bucket) for task in tasks]
+
+
+def _write_part(name, first, last, out, work, ends, bucket) -> Part:
+    """Write the reviews of ranks first ... last - 1: NAME.bin, NAME.ends.npy, and NAME.labels.jsonl if it has any."""
+    note = work / f"{name}.done"
+    if note.exists():  # written before the program was killed
+        return Part(**json.loads(note.read_bytes()))
+    sha, lengths, labelled = hashlib.sha256(), [np.zeros(0, np.int64)], False
+    with atomic(work / f"{name}.bin") as file, atomic(work / f"{name}.labels.jsonl") as label_file:
+        for number in range(*np.searchsorted(ends, [first, last - 1], side="right") + [0, 1]):
+            begin = int(ends[number - 1]) if number else 0
+            texts, labels = bucket(number)
+            here = slice(max(first - begin, 0), last - begin)
+            data = b"".join(texts[here])
+            sha.update(data)
+            file.write(data)
+            lengths.append(np.array([len(text) for text in texts[here]], np.int64))
+            label_file.writelines(labels[here])
+            labelled = labelled or any(label != b"null\n" for label in labels[here])
+    reviews = np.cumsum(np.concatenate(lengths))
+    with atomic(work / f"{name}.ends.npy") as file:
+        np.save(file, reviews)
+    # From the work folder, so that of a killed run nothing half-made stays behind.
+    for ending in ("bin", "ends.npy", "labels.jsonl") if labelled else ("bin", "ends.npy"):
+        os.replace(work / f"{name}.{ending}", out / f"{name}.{ending}")
+    if not labelled:  # an earlier run, of what came from a pipe, may have had some
+        (out / f"{name}.labels.jsonl").unlink(missing_ok=True)
+    part = Part(name, len(reviews), int(reviews[-1]), sha.hexdigest())
+    with atomic(note) as file:
+        file.write(json.dumps(part._asdict()).encode())
+    return part

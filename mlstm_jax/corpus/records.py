@@ -1,0 +1,166 @@
+"""Records: a line of JSON, strict or as Python prints a dict, to its text and its label."""
+
+import ast
+import json
+import numbers
+import re
+import textwrap
+import warnings
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+from mlstm_jax.config import require
+from mlstm_jax.text import decode, encode
+
+TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")
+LABEL_KEYS = ("overall", "rating", "star_rating", "label", "polarity")
+LITERAL = 1 << 20  # bytes of a line that Python's own parser is given: it may take 500 times as much memory
+
+
+class Keys(NamedTuple):
+    """Names of the text and of the label in a record; None finds them by their usual names."""
+
+    text: str | None = None
+    label: str | None = None
+
+
+def find_keys(there: list[str], keys: Keys, where: str, what: str) -> Keys:
+    """The keys by which records are read, given the names that are there.
+
+    Raises UserError where they do not say where the text is, beginning with `where`; `what` is what they are called.
+    """
+    text = keys.text or next((key for key in TEXT_KEYS if key in there), None)
+    label = keys.label or next((key for key in LABEL_KEYS if key in there and key != text), None)
+    listed = textwrap.shorten(", ".join(there) or "nothing", 300, placeholder=" ...")
+    usual = ", ".join(TEXT_KEYS)
+    require(text, f"{where}: none of {usual} is here; name the text with --text-key, one of: {listed}")
+    for key in filter(None, (text, label)):
+        require(key in there, f"{where}: no {what} {key!r}; there are: {listed}")
+        require(there.count(key) == 1, f"{where}: more than one {what} is named {key!r}")
+    require(text != label, f"{where}: {text!r} cannot be both the text and the label")
+    return Keys(text, label)
+
+
+def keys_of_lines(head: bytes, keys: Keys, name: str) -> Keys:
+    """The keys of a file by its first lines: some records lack the text, so that one alone does not say."""
+    first, there = None, {}
+    for number, line in enumerate(head.split(b"\n"), 1):
+        record = _record(line.strip()) if line.strip() else None
+        if isinstance(record, dict):
+            first = first or number
+            there |= dict.fromkeys(key for key in record if isinstance(key, str))
+    return find_keys(list(there), keys, f"{name}, line {first}", "key") if first else keys
+
+
+def line_reader(keys: Keys) -> Callable[[bytes], tuple[str | None, str | None, str | None]]:
+    """Reads a line that is not blank: text, label, what is wrong; the text or the last is None. Never raises."""
+    plain = _plain_record(keys)
+
+    def read(line):
+        line = line.strip()
+        if line.startswith(b"{'") and plain and (match := plain.fullmatch(line)):
+            text, label = match.groups()
+            return "" if text is None else _string(text), None if label is None else _plain_label(label), None
+        record = _record(line)
+        if isinstance(record, str):
+            return None, None, record
+        if keys.text is None:
+            return None, None, "no record near the file's start says where the text is; name it with --text-key"
+        return values(record.get(keys.text), record.get(keys.label), keys)
+
+    return read
+
+
+def values(text: Any, label: Any, keys: Keys) -> tuple[str | None, str | None, str | None]:
+    """Text, label and what is wrong, of the values in a record; the text or the last is None."""
+    if isinstance(text, bytes):
+        text = decode(text)
+    if text is not None and not isinstance(text, str):
+        return None, None, f"{keys.text!r} is not a text"
+    return text or "", _label(label), None
+
+
+def _label(value):
+    """A label as text: a text, or a number of at most 64 bits (JSON's readers differ on larger ones)."""
+    if isinstance(value, bytes):
+        return decode(value)
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, numbers.Number) and not isinstance(value, complex)
+    return str(value) if is_number and abs(value) < 2**63 else None
+
+
+def _record(line: bytes) -> dict[Any, Any] | str:
+    """The record of a stripped line, or what is wrong with it."""
+    try:
+        record = _loads()(line)
+    except (ValueError, RecursionError):  # orjson refuses some that we take: NaN, lone surrogates, invalid UTF-8
+        try:
+            record = json.loads(decode(line))
+        except (ValueError, RecursionError) as error:
+            record = _python(line)
+            if record is None:
+                return f"not JSON ({getattr(error, 'msg', error)}); one object a line is read"
+    return record if isinstance(record, dict) else "not a JSON object; one object a line is read"
+
+
+@cache
+def _loads() -> Callable[[bytes], Any]:
+    try:
+        import orjson
+    except ImportError:
+        return lambda line: json.loads(decode(line))
+    return orjson.loads
+
+
+# "Loose" JSON: the dicts of Python in which Amazon's reviews of 2014 are printed
+
+_INVALID = re.compile(r"(?<!\\)((?:\\\\)*+)([\udc80-\udcff])")
+
+
+def _python(line: bytes) -> Any:
+    """What `ast.literal_eval` makes of a line, or None; invalid UTF-8, which it refuses, is kept."""
+    if not line.startswith(b"{") or len(line) > LITERAL:
+        return None
+    source = _INVALID.sub(lambda found: f"{found[1]}\\u{ord(found[2]):x}", decode(line))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on escapes that Python does not know
+            return ast.literal_eval(source)
+    except Exception:  # syntax, depth, memory, unhashable keys: all say the same
+        return None
+
+
+# The same at forty times the speed, for lines that hold nothing special: no string that is prefixed, tripled, joined to
+# the next or escaped in a rare way. All quantifiers are possessive or bounded: nothing is tried twice.
+_BODY = r"""[^"\\\r\0]*+(?:\\(?:['"\\abfnrtv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})[^"\\\r\0]*+)*+"""
+_STRING = f"""(?:"{_BODY}"|'{_BODY.replace('[^"', "[^'")}')"""
+_NAME = r"""(?:"[^"\\\r\0]*+"|'[^'\\\r\0]*+')"""
+_NUMBER = r"-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,18}+)?+(?:[eE][-+]?[0-9]{1,3}+)?+"
+_ATOM = f"(?:{_STRING}|{_NUMBER}|None|True|False)"
+_LIST = rf"\[(?:{_ATOM}(?:, *+{_ATOM})*+)?+\]"
+_DICT = rf"\{{(?:{_NAME}: *+{_ATOM}(?:, *+{_NAME}: *+{_ATOM})*+)?+\}}"
+
+
+@lru_cache
+def _plain_record(keys) -> re.Pattern[bytes] | None:
+    """Matches plain records; its groups are the last text and the last label. None for keys that are not plain."""
+    if not all(key is None or key.isidentifier() for key in keys):
+        return None
+    text, label = (f"""(?:'{key}'|"{key}")""" if key else "(?!)" for key in keys)
+    other = rf"(?!{text}|{label}){_NAME}: *+(?:{_ATOM}|{_LIST}|{_DICT})"
+    item = rf"(?:{text}: *+({_STRING})|{label}: *+({_ATOM})|{other})"
+    return re.compile(encode(rf"\{{(?:{item}(?:, *+|(?=\}})))*+\}}"))
+
+
+def _string(literal: bytes) -> str:
+    body = literal[1:-1]
+    if b"\\" not in body:
+        return decode(body)
+    return decode(body).encode("ascii", "backslashreplace").decode("unicode_escape")  # as Python does it
+
+
+@lru_cache
+def _plain_label(literal: bytes) -> str | None:
+    return _string(literal) if literal[:1] in b"'\"" else _label(ast.literal_eval(literal.decode()))

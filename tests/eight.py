@@ -1,0 +1,203 @@
+"""What test_sharding.py looks at, computed on eight devices, which a process has or has not from its start on.
+
+`python tests/eight.py FOLDER NAME...` writes FOLDER/NAME.json for every name of a function below.
+"""
+
+import json
+import re
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import conftest  # noqa: F401  (annotations are checked here too)
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mlstm_jax import checkpoint, model, sharding, training
+from mlstm_jax.config import Config, MeshConfig, ModelConfig, UserError, to_dict
+from mlstm_jax.corpus.windows import scoring_windows
+
+HIDDEN, LANES, WINDOW = 48, 16, 12  # so that every matrix has a shape of its own, and lanes x units another one
+MESHES = [(1, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
+
+
+def config_on(shape, groups=1):
+    size = ModelConfig(hidden=HIDDEN, embed=8)
+    return Config(model=size, lanes=LANES, window=WINDOW, mesh=MeshConfig(*shape), lane_groups=groups)
+
+
+def mesh_on(shape):
+    return sharding.make(config_on(shape), jax.devices()[: int(np.prod(shape))])
+
+
+@cache
+def first_state():
+    """The state before the first update, drawn on one device."""
+    return jax.jit(partial(training.new_state, config_on((1, 1, 1))))()
+
+
+def state_on(shape):
+    return sharding.spread_tree(first_state(), training.shardings(config_on(shape), mesh_on(shape)))
+
+
+def placed(rows, mesh):
+    own = sharding.own_lanes(mesh, len(rows))
+    return sharding.place(rows[own], own, mesh, len(rows))
+
+
+def updates(shape, groups=1, precision="float32"):
+    """The losses of 20 updates, the compiled program, and what it was asked to gather."""
+    mesh = mesh_on(shape)
+    places = (training.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
+    step = partial(training.train_step, clip=1.0, precision=precision, mesh=mesh, groups=groups)
+    step = jax.jit(step, out_shardings=places, donate_argnames="state")
+    state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
+    for number in range(20):
+        window = placed(draw.integers(97, 123, (LANES, WINDOW + 1)).astype(np.uint8), mesh)
+        given = (state, window, np.bool_(number % 7 == 0), np.float32(1e-2))
+        if not compiled:
+            lowered = step.lower(*given)
+            compiled = lowered.compile()
+        state, metrics = compiled(*given)
+        losses.append(float(metrics["bits_per_byte"]))  # waits: steps that overlap may hang on older jax
+    gathered = re.findall(r"stablehlo.all_gather.*-> tensor<(\S+)>", lowered.as_text())
+    return {"losses": losses, "program": compiled.as_text(), "gathered": gathered}
+
+
+def named(shape):
+    return "x".join(map(str, shape))
+
+
+def wide_meshes():
+    return {named(shape): updates(shape) for shape in MESHES[:4]}
+
+
+def narrow_meshes():
+    return {named(shape): updates(shape) for shape in MESHES[4:]}
+
+
+def groups():
+    """Lanes in groups: by the mesh and the number of groups."""
+    return {f"{named(shape)} in {count}": updates(shape, count) for shape, count in [((1, 1, 1), 4), ((2, 2, 2), 2)]}
+
+
+def narrow_products():
+    return {named(shape): updates(shape, precision="bfloat16") for shape in ((1, 1, 1), (2, 2, 2))}
+
+
+def drawn():
+    """What is drawn on a mesh: how far it is from what is drawn on one device; and the shapes of arrays and parts."""
+    found = {}
+    for shape in ((2, 2, 2), (1, 8, 1)):
+        places = training.shardings(config_on(shape), mesh_on(shape))
+        state = jax.jit(partial(training.new_state, config_on(shape)), out_shardings=places)()
+        arrays = {jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)}
+        distance = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max())
+        found[named(shape)] = {
+            "distance": max(jax.tree.leaves(jax.tree.map(distance, state.params, first_state().params))),
+            "parts": {name: [a.shape, *{s.data.shape for s in a.addressable_shards}] for name, a in arrays.items()},
+        }
+    return found
+
+
+def gradients():
+    """By the parameter, how far the gradient on 2 x 2 x 2 devices is from the one on one, of its largest number."""
+    draw = np.random.default_rng(1)
+    rows = draw.integers(97, 123, (LANES, WINDOW + 1)).astype(np.uint8)
+    lanes = tuple(draw.normal(size=(2, LANES, HIDDEN)).astype(np.float32) * 0.5)
+    found = []
+    for shape in ((1, 1, 1), (2, 2, 2)):
+        mesh, state = mesh_on(shape), state_on(shape)
+        here = jax.device_put(lanes, NamedSharding(mesh, P(sharding.LANES, "model")))
+        slopes = jax.jit(partial(training.gradient, precision="float32", mesh=mesh))
+        found.append(jax.device_get(slopes(state.params, placed(rows, mesh), here)[2]))
+    one, many = found
+    return {name: float(np.abs(many[name] - one[name]).max() / np.abs(one[name]).max()) for name in one}
+
+
+def scores():
+    """Held-out bits per byte by the mesh, in as many lanes as suit the devices and in five."""
+    part = np.random.default_rng(2).integers(97, 123, 700).astype(np.uint8)
+    found = {}
+    for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
+        mesh = mesh_on(shape)
+        prepare = jax.jit(model.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
+        weights = prepare(state_on(shape).params)
+        score = lambda lanes: training.bits_per_byte(weights, scoring_windows(part, lanes, 32), "float32", mesh)  # noqa: B023
+        found[named(shape)] = [score(16), score(5)]
+    return found
+
+
+def rows():
+    """Whether rows that were placed are the rows that were given."""
+    given = np.arange(16 * 3, dtype=np.uint8).reshape(16, 3)
+    found = {}
+    for shape in MESHES:
+        mesh = mesh_on(shape)
+        filled = np.asarray(sharding.spread_rows(given[:5], mesh))
+        found[named(shape)] = {
+            "own": sharding.own_lanes(mesh, 16).tolist(),
+            "placed": np.asarray(placed(given, mesh)).tolist() == given.tolist(),
+            "filled": filled[:5].tolist() == given[:5].tolist() and not filled[5:].any(),
+            "length": len(filled),
+        }
+    return found
+
+
+def restored():
+    """The fingerprint and digest of a state as it is saved on 2 x 2 x 2 devices, and as it is restored on others."""
+    tell = lambda state: [checkpoint.fingerprint(state), checkpoint.digest(state)]
+    state = state_on((2, 2, 2))
+    with checkpoint.Saver(FOLDER, keep=1) as saver:
+        saver.save(state, {"config": to_dict(config_on((2, 2, 2)))})
+    again = lambda shape: tell(checkpoint.restore(FOLDER, print, mesh_on(shape))[0])
+    return {"saved": tell(state), "one": tell(checkpoint.restore(FOLDER, print)[0])} | {
+        named(shape): again(shape) for shape in ((4, 1, 1), (1, 8, 1))
+    }
+
+
+def refused():
+    """What is said of units that cannot be spread."""
+    config = Config(model=ModelConfig(hidden=36, embed=8), lanes=LANES, mesh=MeshConfig(1, 8, 1))
+    try:
+        training.shardings(config, sharding.make(config))
+    except UserError as error:
+        return str(error)
+
+
+def bad_loops():
+    """Programs that do in their loop what training must not do there: gather a weight; sum a weight's gradient."""
+    mesh = mesh_on((4, 2, 1))
+    weight, h = jnp.ones((HIDDEN, HIDDEN)), jnp.ones((LANES, HIDDEN))
+
+    def gathering(weight, h):
+        def body(h, _):
+            whole = jax.lax.all_gather(jnp.tanh(weight + h.mean()), "fsdp", tiled=True)
+            return jnp.tanh(h @ whole), None
+
+        return jax.lax.scan(body, h, length=5)[0]
+
+    def summing(weight, h):
+        def body(weight, _):
+            d = jnp.tanh(h @ weight)
+            return weight - jax.lax.psum(h.T @ d, "data"), None
+
+        return jax.lax.scan(body, weight, length=5)[0]
+
+    def compiled(loop, weight_spec, h_spec, out_spec):
+        here = jax.shard_map(loop, mesh=mesh, in_specs=(weight_spec, h_spec), out_specs=out_spec, check_vma=False)
+        return jax.jit(here).lower(weight, h).compile().as_text()
+
+    return {
+        "gathering": compiled(gathering, P("fsdp"), P(sharding.LANES), P(sharding.LANES)),
+        "summing": compiled(summing, P(), P("data"), P()),
+    }
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        (FOLDER / f"{name}.json").write_text(json.dumps(globals()[name]()))

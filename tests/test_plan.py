@@ -1,0 +1,186 @@
+"""Planning for hardware that is not there: what the compiler says is read rightly, and the estimate adds up."""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+import train
+from mlstm_jax import hardware, model, plan, sharding
+from mlstm_jax.config import Config, ModelConfig, UserError
+
+ROOT = Path(__file__).parent.parent
+PAPER = Config(model=ModelConfig(hidden=4096, embed=64), lanes=128, window=256)
+ONE = {"data": 1, "fsdp": 1, "model": 1}
+
+HLO = """
+HloModule jit_f, entry_computation_layout={()->f32[]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %a, f32[] %b)
+}
+
+%inner.clone (p: f32[64,32]) -> f32[64,32] {
+  ROOT %r = f32[64,32]{1,0:T(8,128)S(1)} all-reduce(f32[64,32] %p), to_apply=%add
+}
+
+%body.1 (state: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %f = f32[64,32]{1,0} fusion(f32[64,32] %x), kind=kLoop, calls=%inner.clone
+  %g = (f32[8,32]{1,0}, f32[64,32]{1,0}) all-gather-start(f32[8,32] %y), dimensions={0}
+  %h = f32[64,32]{1,0} all-gather-done((f32[8,32], f32[64,32]) %g)
+  %go_on = f32[64,128]{1,0} all-gather(f32[8,128] %w), channel_id=1, frontend_attributes={chain_id="0"}
+}
+
+%condition.1 (state: (s32[], f32[64,32])) -> pred[] {
+  ROOT %less = pred[] compare(s32[] %i, s32[] %n), direction=LT
+}
+
+%started (w: f32[8,128]) -> (f32[8,128], f32[64,128]) {
+  %begin = f32[64,128]{1,0} all-gather(f32[8,128] %w), channel_id=1, frontend_attributes={chain_id="0"}
+  ROOT %s = (f32[8,128], f32[64,128]) custom-call(f32[64,128] %begin), custom_call_target="AsyncCollectiveStart"
+}
+
+ENTRY %main (w: f32[32,128]) -> f32[] {
+  %loop = (s32[], f32[64,32]) while((s32[], f32[64,32]) %t), condition=%condition.1, body=%body.1
+  %a = (f32[8,128], f32[64,128]) fusion(f32[8,128] %w), kind=kOutput, calls=%started
+  %all = (f32[32,128]{1,0}, f32[]) all-reduce(f32[32,128] %d, f32[] %l), to_apply=%add
+  ROOT %scatter = f32[4,128]{1,0} reduce-scatter(f32[32,128] %d), dimensions={0}, to_apply=%add
+}
+"""
+
+
+def test_collectives_in_bodies_of_loops_are_told_from_others():
+    in_loop, outside = plan.collectives(HLO)
+    assert in_loop == {"all-reduce f32[64,32]": 1, "all-gather f32[64,32]": 1}
+    assert outside == {"all-reduce f32[32,128]": 1, "reduce-scatter f32[4,128]": 1, "all-gather f32[64,128]": 1}
+
+
+def test_the_papers_epoch_costs_what_it_should():
+    """517 MFLOP a byte and 2.0e19 an epoch with the tables; 40 % of an H200's peak takes some 14 hours."""
+    per_byte = hardware.flops_per_byte(PAPER.model)
+    assert per_byte == pytest.approx(510e6, rel=0.01)
+    assert hardware.parameters(PAPER.model) == 86_319_360
+    hours = plan.EPOCH * per_byte / (0.4 * hardware.CHIPS["h200"].flops) / 3600
+    assert hours == pytest.approx(14, rel=0.05)
+
+
+def test_below_the_ridge_the_time_loop_takes_the_time_of_reading_its_matrices():
+    chip = hardware.CHIPS["h200"]
+    time = lambda lanes: plan.estimate(replace(PAPER, lanes=lanes), chip, ONE, "bfloat16")["time loop"]
+    reading = 2 * 256 * 5 * 4096**2 * 2 / (plan.OF_BANDWIDTH * chip.bandwidth)
+    assert time(16) == time(64) == pytest.approx(reading)
+    assert time(1024) == pytest.approx(2 * time(512)) and time(512) > 2 * reading
+
+
+def test_devices_share_the_work_and_pay_for_talking():
+    chip = hardware.CHIPS["v5e"]
+    many = replace(PAPER, lanes=2048)
+    alone = plan.estimate(many, chip, ONE, "bfloat16")
+    eight = plan.estimate(many, chip, ONE | {"data": 8}, "bfloat16")
+    assert eight["time loop"] == pytest.approx(alone["time loop"] / 8) and alone["summing gradients"] == 0
+    assert eight["summing gradients"] > 0 and eight["gathering weights"] == 0
+    split = plan.estimate(many, chip, ONE | {"model": 8}, "bfloat16")
+    assert split["sums over model"] > 0 and split["time loop"] == pytest.approx(alone["time loop"] / 8)
+
+
+@pytest.mark.parametrize("units, most", [(4096, 5248), (128, 5248), (9000, 5248), (5248, 5248)])
+def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch, units, most):
+    chip, tried = hardware.CHIPS["v5e"], []
+
+    def compile_update(config, mesh, precision):
+        hidden = config.model.hidden
+        tried.append(hidden)
+        need = 600 * hidden**2 + 50_000 * hidden
+        return "Ran out of memory" if need > 1.2 * chip.memory else plan.Compiled(need // 3, need - need // 3, {}, {})
+
+    monkeypatch.setattr(plan, "compile_update", compile_update)
+    config = replace(PAPER, model=ModelConfig(hidden=units))
+    found = plan.largest(config, chip, sharding.one_device(), "bfloat16")
+    assert (
+        found
+        == most
+        == math.floor(max(h for h in range(1, 9000) if 600 * h**2 + 50_000 * h <= chip.memory) / 128) * 128
+    )
+    assert len(tried) == len(set(tried)) <= 9
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("v9:2x2", "no hardware 'v9'; there are v4, v5e"),
+        ("v5e", "name the topology too"),
+        ("h200:8", "one GPU is planned"),
+    ],
+)
+def test_hardware_that_is_not_known_is_one_clear_line(monkeypatch, name, told):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UserError, match=told):
+        train.main(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
+
+
+@pytest.mark.parametrize(
+    "name, module, extra", [("v5e:2x2", "libtpu", "tpu"), ("h200", "jax_plugins.xla_cuda13", "cuda")]
+)
+def test_a_missing_plugin_is_named(monkeypatch, name, module, extra):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"pip install 'mlstm-jax\[{extra}\]'"):
+        train.main(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
+
+
+def test_a_run_explains_itself(tmp_path, capsys):
+    args = ["--config", str(ROOT / "configs" / "tiny.py"), "--run-dir", str(tmp_path / "run"), "--updates", "4"]
+    assert train.main([*args, "--model.hidden", "256", "--profile", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"1 x {jax.devices()[0].platform}" in out and "mesh: data 1, fsdp 1, model 1" in out
+    size = ModelConfig(hidden=256, embed=8)
+    assert hardware.parameters(size) == sum(p.size for p in jax.tree.leaves(model.init(size, 0)))
+    assert f"256 units, {hardware.parameters(size):,} parameters" in out and "4 of 4 lanes a device" in out
+    assert f"{6 * (5 * 256**2 + 256 * 256):,} floating-point operations a byte" in out
+    assert "warning: fewer than 64 lanes a device (4)" in out and "the first update took" in out
+    assert "a trace of 1 updates is in" in out and list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def planned(*args):
+    return subprocess.run([sys.executable, "train.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@needs_libtpu
+def test_a_plan_for_chips_that_are_not_there():
+    done = planned("--config", "configs/tiny.py", "--plan", "v5e:2x2", "--lanes", "8", "--mesh.model", "2")
+    assert done.returncode == 0, done.stderr
+    assert "4 x TPU v5 lite (data 2, fsdp 1, model 2): 16 units" in done.stdout
+    assert "collectives in the time loop: 2 x all-reduce f32[4,16]" in done.stdout
+    assert "it fits" in done.stdout and "hours for the paper's" in done.stdout
+
+
+@needs_libtpu
+def test_a_model_that_does_not_fit_ends_with_status_1():
+    done = planned("--config", "configs/amazon.py", "--plan", "v5e:2x4", "--model.hidden", "16384")
+    assert done.returncode == 1, done.stderr
+    assert "it does not fit" in done.stdout and "out of memory" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, in_loop",
+    [
+        (["v5e:2x4"], "none"),
+        (["v5e:2x4", "--mesh.data", "1", "--mesh.fsdp", "8"], "none"),
+        (["v6e:2x2", "--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.model", "2"], "2 x all-reduce f32[64,4096]"),
+    ],
+)
+def test_in_the_papers_update_no_weight_moves_inside_the_time_loop(arguments, in_loop):
+    done = planned("--config", "configs/amazon.py", "--plan", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"collectives in the time loop: {in_loop}\n" in done.stdout
