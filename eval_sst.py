@@ -2,28 +2,21 @@
 
 python eval_sst.py                                   # the run with the newest checkpoint
 python eval_sst.py runs/quickstart --task imdb
+python eval_sst.py runs/quickstart --report out      # all there is to say, as one HTML page
 """
 
 import contextlib
-import hashlib
 import shlex
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from jaxtyping import Float
 
-from mlstm_jax import plots, probe, units
-from mlstm_jax.config import UserError, script
-from mlstm_jax.disk import atomic
-from mlstm_jax.text import frame
-from mlstm_jax.units import UnitRecord
+from mlstm_jax.config import require, script
 
-Feature = Literal["cell", "tanh_cell", "hidden"]
-NAMES = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
 
@@ -31,9 +24,18 @@ def main(
     run: Path | None = None,
     /,
     *,
-    task: Literal["sst", "imdb", "rotten_tomatoes"] = "sst",
-    sst: Path | None = None,
-    feature: Feature = "cell",
+    task: str = "sst",
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["--sst"])] = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
+    controls: bool = False,
+    label_efficiency: bool = False,
+    over_training: bool = False,
+    clamp_effect: bool = False,
+    samples: int = 64,
+    sample_length: int = 200,
+    report: Path | None = None,
     json: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -41,113 +43,86 @@ def main(
 
     Args:
         run: A run folder, or another program's weights; by default the run with the newest checkpoint.
-        task: The labelled texts. SST is fetched once; the others come with the installed packages.
-        sst: Folder with SST's three CSV files, instead of fetching them.
+        task: The labelled texts: sst (fetched once), imdb and rotten_tomatoes (they come with the installed packages),
+            mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet).
+        data: Folder of the task's files: SST's three CSV files, instead of fetching them, or the pair of mr, cr ...
+        text_key: Column or JSON key of the text in a file of your own; found by its usual names.
+        label_key: Column or JSON key of the label there; two classes or more.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
+        controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
+        label_efficiency: Accuracy against the number of labelled texts.
+        over_training: The unit at every checkpoint of the run.
+        clamp_effect: Write with the unit held at -3 ... +3 deviations, and have others judge the samples.
+        samples: Samples at each of these values.
+        sample_length: Bytes of each sample.
+        report: Folder for all of this as one HTML page, index.html, with its pictures.
         json: Print one JSON object on stdout, and all else on stderr.
         out: Folder of the pictures; by default RUN/eval/TASK.
     """
+    require(samples >= 1 and sample_length >= 1, "--samples and --sample-length must be at least 1")
+    page = report and report / "index.html"
+    require(page is None or not page.exists(), f"{page} is there already; name another folder with --report")
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
-        from mlstm_jax import lm, tasks  # late, because they import jax: --help stays quick
+        from mlstm_jax import evaluation, lm, sections, tasks, units  # late, as they import jax: --help stays quick
 
         model = lm.load(run)
         model.require_bytes()
-        texts = tasks.load(task, sst)
-        record, test_values = evaluate(model, texts, feature)
-        saved = units.save(record, model.record_dir)
-        pictures = draw(record, test_values, texts, out or model.work_dir / "eval" / task)
-        # What calling every text by the commoner training label would reach.
-        majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
-        report(model, record, majority, [saved, *pictures.values()])
+        texts = labelled(task, data, text_key, label_key)
+        if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
+            further = controls or label_efficiency or over_training or clamp_effect or report
+            require(not further, f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
+            describe = sections.in_folds if isinstance(texts, tasks.Folds) else sections.of_classes
+            part, numbers = describe(model, texts, feature)
+            sections.show(part)
+        else:
+            found = evaluation.find(model, texts, feature)
+            record, saved = found.record, units.save(found.record, model.record_dir)
+            folder = report or out or model.work_dir / "eval" / texts.name
+            # What calling every text by the commoner training label would reach.
+            majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
+            parts = []
+
+            def add(*new):
+                for part in new:
+                    sections.show(part)
+                parts.extend(new)
+
+            add(sections.the_unit(model, found, majority, folder), sections.rankings(found))
+            print(f"wrote {saved}")
+            if controls or report:
+                add(*sections.doubts(model, texts, found))
+            if label_efficiency or report:
+                add(sections.label_efficiency(found, folder))
+            if over_training or report and model.is_run:
+                add(sections.over_training(model, texts, record, folder))
+            if clamp_effect or report and record.feature == "cell":
+                add(sections.effect(model, record, folder, samples, sample_length))
+            if page:
+                parts += [sections.read(model, texts, found), sections.reproduce(model, sys.argv[1:])]
+                print(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
+            advise(model, record)
+            numbers = units.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
+            numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
+            numbers |= {"record": str(saved), "report": page and str(page)}
+            numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
     if json:
-        found = units.summary(record)
-        found |= {"weights": str(model.path), "hidden": model.hidden, "accuracy_majority": majority}
-        found |= {"bits_per_byte_heldout": model.bits_per_byte_heldout, "record": str(saved)}
-        print(dumps(found | {f"{name}_png": str(path) for name, path in pictures.items()}))
+        about = {"weights": str(model.path), "hidden": model.hidden, "digest": model.digest, "update": model.update}
+        print(dumps(about | {"bits_per_byte_heldout": model.bits_per_byte_heldout} | numbers))
 
 
-def evaluate(model: Any, task: Any, feature: Feature) -> tuple[UnitRecord, Float[np.ndarray, "n"]]:
-    """The record of the unit found in a LanguageModel on a Task, and that unit's values on the test texts.
+def labelled(task, data, text_key, label_key):
+    """The labelled texts of a name or a file."""
+    from mlstm_jax import tasks
 
-    Every choice is made on train and dev; test labels enter the two accuracies only.
-    """
-    train, dev, test = (features(model, split.texts, feature) for split in (task.train, task.dev, task.test))
-    print(f"fitting the probe on {len(train):,} texts", file=sys.stderr)
-    fitted = probe.fit(train, task.train.labels, dev, task.dev.labels)
-    if not fitted.converged:
-        print(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate", file=sys.stderr)
-    unit = probe.top_unit(fitted, train, task.train.labels)
-    measure = probe.measure_unit(train, task.train.labels, unit)
-    record = UnitRecord(
-        digest=model.digest,
-        update=model.update,
-        task=task.name,
-        note=task.note,
-        feature=feature,
-        **measure._asdict(),
-        c=fitted.c,
-        coefficients=tuple(fitted.coefficients.tolist()),
-        intercept=fitted.intercept,
-        accuracy_all=probe.accuracy(fitted, test, task.test.labels),
-        accuracy_alone=probe.unit_accuracy(test[:, unit], task.test.labels, measure.sign, measure.threshold),
-        units_used=probe.units_used(fitted),
-    )
-    return record, test[:, unit]
+    if task in tasks.NAMES:
+        require((text_key, label_key) == (None, None), f"--text-key and --label-key go with a file, not with {task}")
+        return tasks.load(task, data)
+    require(data is None, "--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
+    return tasks.from_file(task, text_key, label_key)
 
 
-def features(model: Any, texts: list[str], feature: Feature) -> Float[np.ndarray, "n hidden"]:
-    """`model.encode(texts)`, kept on disk by the weights' digest, the precision, the feature and the framed texts."""
-    key = hashlib.sha256()
-    for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *map(frame, texts)):
-        key.update(len(part).to_bytes(8, "little") + part)
-    path = model.work_dir / "features" / f"{key.hexdigest()[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: encode again
-        kept = np.load(path)
-        if kept.shape == (len(texts), model.hidden) and kept.dtype == np.float32:
-            return kept
-    encoded = model.encode(texts, feature=feature, show_progress=True)
-    with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
-        np.save(file, encoded)
-    return encoded
-
-
-def draw(record: UnitRecord, test_values: Float[np.ndarray, "n"], task: Any, folder: Path) -> dict[str, Path]:
-    """Draw histogram.png and weights.png; their paths by name, or none where matplotlib is missing."""
-    found = f"Unit {record.unit} ({record.sign:+d}) on the {len(test_values):,} test texts of {record.task}"
-    used = f"L1 probe: {record.units_used:,} of {len(record.coefficients):,} units used, C = {record.c:g}"
-    histogram, weights = folder / "histogram.png", folder / "weights.png"
-    try:
-        plots.histogram(test_values, task.test.labels, histogram, found, NAMES[record.feature], record.threshold)
-        plots.weights(np.array(record.coefficients), weights, used)
-    except ImportError:
-        print("matplotlib is not installed: pictures are left out", file=sys.stderr)
-        return {}
-    return {"histogram": histogram, "weights": weights}
-
-
-def report(model: Any, record: UnitRecord, majority: float, files: list[Path]) -> None:
-    """Print the table, what to make of it, and the command to try next."""
-    from rich.console import Console
-    from rich.table import Table
-
-    percent = "{:.2%}".format
-    update = "" if record.update is None else f", update {record.update:,}"
-    table = Table(show_header=False)
-    table.add_row("task", f"{record.task}: {record.note}")
-    table.add_row("weights", str(model.path))
-    table.add_row("model", f"{model.hidden:,} units{update}")
-    if model.bits_per_byte_heldout is not None:
-        table.add_row("held-out bits per byte", f"{model.bits_per_byte_heldout:.4f}")
-    table.add_row("feature", NAMES[record.feature])
-    table.add_row("test accuracy, all units", f"{percent(record.accuracy_all)} (L1 probe, C = {record.c:g})")
-    table.add_row("units the probe uses", f"{record.units_used:,} of {model.hidden:,}")
-    best = "the largest weight" if record.units_used else "the best alone on the training texts"
-    table.add_row("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} ({best})")
-    table.add_row("test accuracy, that unit alone", percent(record.accuracy_alone))
-    table.add_row("test accuracy, majority class", percent(majority))
-    Console(markup=False, highlight=False).print(table)  # a path may hold what rich takes for markup
-    for path in files:
-        print(f"wrote {path}")
+def advise(model, record) -> None:
+    """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
         print(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     name = shlex.quote(str(model.path))

@@ -122,7 +122,7 @@ def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None)
     A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
     again. Raises UserError where every checkpoint is damaged; then nothing is moved.
     """
-    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh)
+    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh, steps(run_dir))
     for step in damaged if sharding.is_first() else ():
         aside = run_dir / "damaged" / str(step)
         aside.parent.mkdir(exist_ok=True)
@@ -137,19 +137,22 @@ def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None)
     return TrainState(params=parts["params"], **parts["train"]), meta
 
 
-def load_params(run_dir: Path, say: Callable[[str], None]) -> tuple[model.Params, Meta]:
-    """Parameters and meta of the newest whole checkpoint; nothing in the run is touched.
+def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = None) -> tuple[model.Params, Meta]:
+    """Parameters and meta of the checkpoint of an update, or of the newest whole one; nothing in the run is touched.
 
     Raises UserError where there is none.
     """
-    found, _ = _newest_whole(run_dir, say, ("params",), None)
+    known = steps(run_dir)
+    kept = ", ".join(map(str, known)) or "none"
+    require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")
+    found, _ = _newest_whole(run_dir, say, ("params",), None, known if update is None else [update])
     require(found is not None, f"{run_dir} holds no checkpoint yet; python train.py --run-dir {run_dir} trains on")
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run_dir, say, names, mesh):
+def _newest_whole(run_dir, say, names, mesh, among):
     damaged, causes = [], []
-    for step in sorted(_steps(run_dir), reverse=True):
+    for step in reversed(among):
         try:
             return _load(folder(run_dir) / str(step), names, mesh), damaged
         except UserError:
@@ -160,7 +163,7 @@ def _newest_whole(run_dir, say, names, mesh):
             cause = str(error).strip().splitlines()
             causes.append(f"checkpoint {step} is damaged ({cause[0][:200] if cause else type(error).__name__})")
             damaged.append(step)
-            say(causes[-1] + "; trying the one before it")
+            say(causes[-1] + "; trying the one before it" * (step > among[0]))
     require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
     return None, []
 
@@ -197,13 +200,11 @@ def _meta_digest(meta: Meta) -> str:
     return hashlib.sha256(json.dumps(meta | {"digests": digests}, sort_keys=True).encode()).hexdigest()
 
 
-def _steps(run_dir: Path) -> list[int]:
+def steps(run_dir: Path) -> list[int]:
+    """The updates of which a run has checkpoints, in order."""
     checkpoints = folder(run_dir)
-    return (
-        [int(p.name) for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name)]
-        if checkpoints.is_dir()
-        else []
-    )
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def folder(run_dir: Path) -> Path:
@@ -220,9 +221,9 @@ def is_run(path: Path) -> bool:
 def newest_run(runs: Path = Path("runs")) -> Path:
     """The run with the newest checkpoint. Raises UserError where there is none."""
     newest = {
-        run.parent: max((folder(run.parent) / str(step)).stat().st_mtime for step in _steps(run.parent))
+        run.parent: max((folder(run.parent) / str(step)).stat().st_mtime for step in steps(run.parent))
         for run in runs.glob("*/config.json")
-        if _steps(run.parent)
+        if steps(run.parent)
     }
     require(newest, f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
     return max(newest, key=newest.get)

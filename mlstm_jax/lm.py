@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,20 @@ from mlstm_jax.text import frame, show
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 
 
-def load(path: str | Path | None = None) -> "LanguageModel":
+def load(path: str | Path | None = None, update: int | None = None) -> "LanguageModel":
     """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
 
-    Computes in the device's default precision, whatever the weights were trained in. Raises UserError where there is
-    nothing to open.
+    Of a run, the checkpoint of `update`, or the newest one. Computes in the device's default precision, whatever the
+    weights were trained in. Raises UserError where there is nothing to open.
     """
     if path is None:
         path = checkpoint.newest_run()
         print(f"using {path}, the run with the newest checkpoint", file=sys.stderr)
     path = Path(path)
     if not checkpoint.is_run(path):
+        require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
         return LanguageModel(convert.read(path), path, **convert.about(path))
-    params, meta = checkpoint.load_params(path, say=partial(print, file=sys.stderr))
+    params, meta = checkpoint.load_params(path, partial(print, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
     data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"
     data += f", starting from {config['init']}" if config.get("init") else ""
@@ -104,13 +106,13 @@ class LanguageModel:
         require(self.inputs == self.outputs == 256, f"{symbols}; in Python, model.read takes its ids")
 
     def encode(
-        self, texts: list[str], feature: Feature = "cell", show_progress: bool = False
+        self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
     ) -> Float[np.ndarray, "texts hidden"]:
-        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`)."""
+        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`), bytes not."""
         self.require_bytes()
-        require(not isinstance(texts, str), "encode takes a list of texts")
+        require(not isinstance(texts, str | bytes), "encode takes a list of texts")
         _check_feature(feature)
-        framed = [frame(text) for text in texts]
+        framed = [text if isinstance(text, bytes) else frame(text) for text in texts]
         with progress("encoding", sum(map(len, framed)), show_progress) as done:
             return encode.encode(self.weights, framed, feature, done)
 
@@ -157,23 +159,41 @@ class LanguageModel:
         num: int = 1,
         length: int = 200,
         temperature: float = 1.0,
-        clamp: Clamp | None = None,
+        clamp: generate.Schedule | None = None,
         seed: int = 0,
         raw: bool = False,
         show_progress: bool = False,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        clamp_of: Literal["cell", "hidden"] = "cell",
+        clamp_prime: bool = False,
+        stop: bool = False,
+        hear: Callable[[int, bytes], None] = lambda sample, piece: None,
     ) -> list[str]:
         """`num` texts: the prime and `length` bytes that follow, as valid UTF-8 (other bytes show as U+FFFD).
 
-        Reads "\\n " + prime unclamped (`raw`: the prime as it is), then holds the units of `clamp` while it writes.
-        Temperature 0 is argmax. Sample i has the key fold_in(seed, i).
+        Reads "\\n " + prime (`raw`: the prime as it is), then holds the units of `clamp` while it writes; with
+        `clamp_prime` while it reads, too. {12: 1.0} holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another
+        from byte 200 on, and none from byte 300 on. `clamp_of` says which state is held. Temperature 0 is argmax; above
+        it, `top_k` (0: all) and then `top_p` cut what may be drawn. `stop` ends a text before its first newline: there
+        the next review begins. Sample i has the key fold_in(seed, i). `hear(i, bytes)` is called with its bytes as they
+        are written.
         """
         self.require_bytes()
         require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
         require(0 <= temperature < np.inf, "temperature must be 0 (argmax) or a finite number above")
         require(0 <= seed < 2**32, "seed must lie between 0 and 2**32 - 1")
+        require(top_k >= 0, "top_k must be 0 (all bytes) or the number of bytes to draw from")
+        require(0 < top_p <= 1, "top_p must lie above 0, and at most at 1 (all bytes)")
+        require(clamp_of in ("cell", "hidden"), f"clamp_of is cell or hidden, not {clamp_of!r}")
+        self._clamp(dict.fromkeys(clamp or {}, 0.0))  # a unit that is only freed must exist, too
+        held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
         start = to_bytes(prime if raw else "\n " + prime)
+        options = dict(top_k=top_k, top_p=top_p, of=clamp_of, clamp_prime=clamp_prime, stop=stop)
         with progress("sampling", num * length, show_progress) as done:
-            written = generate.generate(self.weights, start, num, length, temperature, self._clamp(clamp), seed, done)
+            both = lambda sample, piece: (done(len(piece)), hear(sample, piece))
+            written = generate.generate(self.weights, start, num, length, temperature, held, seed, both, **options)
         return [show(to_bytes(prime) + text) for text in written]
 
     def save(self, path: str | Path, format: convert.Format = "safetensors") -> None:

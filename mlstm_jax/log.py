@@ -10,20 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from mlstm_jax.config import mute
 from mlstm_jax.disk import atomic
 
 
 @contextmanager
-def progress(what: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and ETA on standard error where that is a terminal; yields `done(bytes)`."""
+def progress(what: str, total: int, show: bool = True, counted: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and ETA on standard error where that is a terminal; yields `done(bytes)`.
+
+    What is `counted` has no bytes: the bar shows how many of `total` are done.
+    """
     columns = (
         "{task.description}",
         BarColumn(),
         "{task.percentage:>3.0f}%",
-        TransferSpeedColumn(),
+        MofNCompleteColumn() if counted else TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

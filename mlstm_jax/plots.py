@@ -1,14 +1,25 @@
-"""Pictures: a unit's values by label, the probe's weights, the loss curve. matplotlib is imported when one is drawn."""
+"""Pictures of a unit, of the probe, of training and of what holding the unit does. matplotlib is imported when one is
+drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Real
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+GREEN, PINK = "#009E73", "#CC79A7"
+
+# Test accuracies on binary SST, as fractions: figure 2 of Radford et al. 2017 draws such lines.
+PUBLISHED = {
+    "RNTN": 0.854,  # Socher et al. 2013, Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank
+    "byte mLSTM": 0.918,  # Radford et al. 2017, all 4,096 units
+}
+
+# A mean, and the low and the high end of its interval, at each place.
+Band = tuple[Real[np.ndarray, "n"], Real[np.ndarray, "n"], Real[np.ndarray, "n"]]
 
 
 def histogram(
@@ -65,6 +76,104 @@ def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     return _save(figure, path)
 
 
+def label_efficiency(
+    rows_all: Sequence[Sequence[float]],
+    rows_unit: Sequence[Sequence[float]],
+    path: Path,
+    title: str,
+    published: Mapping[str, float] = PUBLISHED,
+) -> Path:
+    """Draw test accuracy by the number of training labels, as in figure 2 of Radford et al. 2017. PNG.
+
+    Rows are (labels, mean accuracy, deviation), of the probe on all units and of the one unit. `published` are others'
+    accuracies by name, dashed lines with their names beside them. Accuracies are fractions.
+    """
+    figure, axes = _figure(title, "labelled texts (log scale)", "test accuracy")
+    for name, rows, colour in (("all units", rows_all, BLUE), ("the unit alone", rows_unit, ORANGE)):
+        labels, mean, deviation = np.array(sorted(rows), np.float64).reshape(-1, 3).T
+        _band(axes, labels, (mean, mean - deviation, mean + deviation), colour, name)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
+    names = sorted(published, key=published.get)
+    for name in names:
+        axes.axhline(published[name], color=GREY, linestyle="--", linewidth=1)
+    low, high = axes.get_ylim()
+    places = _apart([published[name] for name in names], 0.05 * (high - low))
+    for name, place in zip(names, places, strict=True):
+        beside = dict(xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(), va="center")
+        line = dict(arrowstyle="-", color=GREY, linewidth=0.6, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
+        text = f"{name} {published[name]:.1%}"
+        axes.annotate(text, (1, published[name]), (1.03, place), color=GREY, fontsize=9, arrowprops=line, **beside)
+    axes.legend(frameon=False, loc="lower right")
+    return _save(figure, path)
+
+
+def over_training(
+    updates: Real[np.ndarray, "n"],
+    bits_per_byte: Real[np.ndarray, "n"],
+    accuracy: Real[np.ndarray, "n"],
+    low: Real[np.ndarray, "n"],
+    high: Real[np.ndarray, "n"],
+    path: Path,
+    title: str,
+) -> Path:
+    """Draw held-out bits per byte (left axis) and the unit's test accuracy (right axis) by update. PNG.
+
+    The accuracy is a fraction, `low` and `high` its interval.
+    """
+    figure, axes = _figure(title, "update", "held-out bits per byte")
+    axes.plot(updates, bits_per_byte, "o-", color=BLUE, markersize=4)
+    right = axes.twinx()
+    _band(right, updates, (accuracy, low, high), ORANGE)
+    right.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
+    right.set_ylabel("test accuracy of the unit")
+    right.spines["top"].set_visible(False)
+    for side, colour in ((axes, BLUE), (right, ORANGE)):
+        side.yaxis.label.set_color(colour)
+        side.tick_params(axis="y", colors=colour)
+    return _save(figure, path)
+
+
+def clamp_effect(ks: Real[np.ndarray, "n"], scores: Mapping[str, Band], bits: Band, path: Path, title: str) -> Path:
+    """Draw what scorers make of samples by the deviations at which the unit was held; below, bits per byte. PNG."""
+    figure, axes = _figure(title, "", "score of the samples")
+    axes.remove()
+    above, below = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+    above.set(title=title, ylabel="how positive")
+    below.set(xlabel="deviations from neutral at which the unit is held", ylabel="bits per byte", xticks=ks)
+    colours = (BLUE, ORANGE, GREEN, PINK)
+    for i, (name, band) in enumerate(scores.items()):
+        _band(above, ks, band, colours[i % len(colours)], name)
+    _band(below, ks, bits, GREY)
+    for panel in (above, below):
+        _plain(panel)
+    if scores:
+        above.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _band(axes, x, band, colour, name=None):
+    """A line with points, its interval shaded."""
+    mean, low, high = band
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, "o-", color=colour, markersize=4, label=name)
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Rising places moved up and down to lie at least `gap` apart."""
+
+    def pushed(places):
+        moved = []
+        for place in places:
+            moved.append(max(place, moved[-1] + gap) if moved else place)
+        return moved
+
+    # All the way up, all the way down: in between, the gaps are as wide, and a crowd stays around its middle.
+    up, down = pushed(places), [-place for place in pushed([-place for place in places[::-1]])[::-1]]
+    return [(a + b) / 2 for a, b in zip(up, down, strict=True)]
+
+
 def _series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     rows = [(row["update"], row[key]) for row in metrics if row.get(key) is not None]
     return tuple(np.array(rows, np.float64).reshape(-1, 2).T)
@@ -83,11 +192,14 @@ def _figure(title: str, x: str, y: str):
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    return figure, _plain(figure.add_subplot(title=title, xlabel=x, ylabel=y))
+
+
+def _plain(axes):
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _save(figure: Any, path: Path) -> Path:

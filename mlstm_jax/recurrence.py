@@ -16,7 +16,7 @@ training window and carries the hand-written backward pass.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +88,16 @@ def step(
     state: State,
     byte: Int[Array, "batch"] | UInt8[Array, "batch"],
     clamp: Float[Array, "hidden"] | None = None,
+    of: Literal["cell", "hidden"] = "cell",
 ) -> State:
-    """Read one byte per row. Where `clamp` is not NaN it overwrites the new cell state, as the paper's sampler does."""
+    """Read one byte per row. Where `clamp` is not NaN it overwrites the new cell state, as the paper's sampler does.
+
+    `of` "hidden" overwrites the new hidden state instead.
+    """
     (c, h), _ = cell(weights.wmh, weights.wh, weights.x[byte], weights.mx[byte], state)
     if clamp is not None:
-        c = jnp.where(jnp.isnan(clamp)[None], c, clamp[None])
+        hold = lambda s: jnp.where(jnp.isnan(clamp)[None], s, clamp[None])
+        c, h = (hold(c), h) if of == "cell" else (c, hold(h))
     return c, h
 
 
@@ -103,6 +108,7 @@ def scan(
     lengths: Int[Array, "batch"] | None = None,
     clamp: Float[Array, "hidden"] | None = None,
     emit: Callable[[State], Any] | None = None,
+    of: Literal["cell", "hidden"] = "cell",
 ) -> tuple[State, Any]:
     """Run `step` over time. Returns the final state and `emit(state)` after every byte, stacked [batch, time, ...].
 
@@ -111,7 +117,7 @@ def scan(
 
     def body(state, inputs):
         t, byte = inputs
-        new = step(weights, state, byte, clamp)
+        new = step(weights, state, byte, clamp, of)
         if lengths is not None:
             new = jax.tree.map(partial(jnp.where, (t < lengths)[:, None]), new, state)
         return new, None if emit is None else emit(new)

@@ -75,6 +75,8 @@ def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecor
     Raises UserError, with the command that finds the unit again, where there is none, where the weights are others
     (`digest` differs), and where the file is damaged.
     """
+    named = task is None or re.fullmatch(r"[\w-]+", task)
+    require(named, f"{task!r} names no unit record; that of a file of texts has the file's name without its ending")
     paths = [path for folder in folders for path in folder.glob(f"{task or '*'}.json")]
     paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in paths:

@@ -52,6 +52,30 @@ def test_more_texts_than_lanes(lm):
     assert lm.encode([]).shape == (0, 32)
 
 
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.integers(0, 200), max_size=150), unit=st.integers(0, 31))
+def test_a_lane_that_is_refilled_knows_nothing_of_the_text_before(lm, lengths, unit):
+    texts = [bytes((unit * 7 + n * k) % 256 for k in range(n)) for n in lengths]
+    seen = []
+    features = encode.encode(lm.weights, texts, "cell", seen.append)
+    assert sum(seen) == sum(lengths) and features.shape == (len(texts), 32)
+    for n in {0, len(texts) // 2, len(texts) - 1} if texts else ():
+        np.testing.assert_allclose(features[n], encode.encode(lm.weights, [texts[n]])[0], **CLOSE)
+
+
+@pytest.mark.parametrize(("count", "mean"), [(200, 1300), (2000, 1300), (2000, 100)])
+def test_less_than_a_tenth_of_what_is_computed_is_padding(monkeypatch, count, mean):
+    lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.25, 0.7, count).astype(int).clip(3, 13_700)
+    computed, shapes, weights = [], set(), model.prepare(model.init(ModelConfig(hidden=1, embed=1), 0))
+    read_on = lambda weights, data, state, lengths, fresh: (computed.append(data.size), shapes.add(data.shape), state)[
+        -1
+    ]
+    monkeypatch.setattr(encode, "_read_on", read_on)
+    encode.encode(weights, [bytes(n) for n in lengths])
+    assert lengths.sum() <= sum(computed) < 1.1 * lengths.sum()
+    assert len(shapes) <= 4  # each is a compilation
+
+
 @settings(deadline=None, max_examples=30)
 @given(text=st.text())
 def test_features_of_any_text_are_the_end_of_its_trace(lm, text):

@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlstm_jax import plots
 
@@ -12,6 +14,9 @@ LABELS = RNG.integers(0, 2, 300)
 VALUES = (LABELS + RNG.normal(size=300)).astype(np.float32)
 METRICS = [{"update": u, "bits_per_byte": 8 / u**0.2} for u in range(1, 200)]
 METRICS += [{"update": u, "heldout_bits_per_byte": 8.1 / u**0.2} for u in range(50, 200, 50)]
+ROWS = [(10, 0.6, 0.05), (100, 0.7, 0.03), (1000, 0.8, 0.01)]
+KS = np.arange(-3, 4)
+BAND = (KS / 10, KS / 10 - 0.05, KS / 10 + 0.05)
 
 
 def draw_histogram(path, data=VALUES, threshold=0.5):
@@ -24,6 +29,18 @@ def draw_weights(path, data=VALUES):
 
 def draw_loss_curve(path, data=METRICS):
     return plots.loss_curve(data, path)
+
+
+def draw_label_efficiency(path, data=ROWS, published=plots.PUBLISHED):
+    return plots.label_efficiency(data, [(n, mean - 0.1, 0.01) for n, mean, _ in ROWS], path, "Labels", published)
+
+
+def draw_over_training(path, data=BAND):
+    return plots.over_training(KS, 2 - KS / 10, *data, path, "Training")
+
+
+def draw_clamp_effect(path, data=BAND):
+    return plots.clamp_effect(KS, {"VADER": data, "bag of words": BAND}, BAND, path, "Held")
 
 
 def pixels(path):
@@ -41,6 +58,9 @@ def pixels(path):
         (draw_histogram, VALUES + np.float32(3) * LABELS.astype(np.float32)),
         (draw_weights, VALUES[::-1]),
         (draw_loss_curve, METRICS[:150]),
+        (draw_label_efficiency, [(n, mean + 0.05, 0.05) for n, mean, _ in ROWS]),
+        (draw_over_training, (BAND[0], BAND[1] - 0.3, BAND[2])),
+        (draw_clamp_effect, BAND[::-1]),
     ],
 )
 def test_pictures_depend_on_their_data_alone(tmp_path, draw, other):
@@ -65,6 +85,12 @@ def test_empty_and_constant_data_are_drawn(tmp_path):
     pixels(draw_weights(tmp_path / "one.png", np.ones(1)))
     pixels(draw_histogram(tmp_path / "histogram.png", np.zeros(4, np.float32), 0.0))
     pixels(draw_loss_curve(tmp_path / "empty.png", []))
+    pixels(draw_label_efficiency(tmp_path / "none.png", [], {}))
+    pixels(draw_label_efficiency(tmp_path / "one_row.png", ROWS[:1]))
+    none = (np.zeros(0),) * 3
+    pixels(plots.over_training(*none, *none[:2], tmp_path / "none.png", "None"))
+    pixels(plots.over_training(KS, np.full(7, np.nan), *BAND, tmp_path / "unknown.png", "Unknown"))
+    pixels(plots.clamp_effect(KS, {}, BAND, tmp_path / "no_scorer.png", "None"))
     pixels(draw_loss_curve(tmp_path / "heldout.png", METRICS[-1:]))
     pixels(draw_loss_curve(tmp_path / "skipped.png", [{"update": 1, "bits_per_byte": None}, METRICS[1]]))
 
@@ -80,3 +106,17 @@ def test_smoothing_keeps_a_straight_line_and_the_first_updates():
 def test_pyplot_is_not_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     pixels(draw_histogram(tmp_path / "a.png"))
+
+
+@given(st.lists(st.floats(0, 1), max_size=12).map(sorted), st.floats(0.001, 0.2))
+def test_labels_of_lines_do_not_overlap_and_stay_where_there_is_room(places, gap):
+    moved = plots._apart(places, gap)
+    assert all(b - a >= gap - 1e-9 for a, b in zip(moved, moved[1:], strict=False))
+    if all(b - a >= gap for a, b in zip(places, places[1:], strict=False)):
+        assert moved == pytest.approx(places)
+
+
+def test_published_accuracies_are_drawn(tmp_path):
+    with_lines, without = draw_label_efficiency(tmp_path / "a.png"), draw_label_efficiency(tmp_path / "b.png", ROWS, {})
+    assert (pixels(with_lines) != pixels(without)).any()
+    assert all(0.5 < accuracy < 1 for accuracy in plots.PUBLISHED.values())

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import mutual_info_score
+from sklearn.multiclass import OneVsRestClassifier
 
 from mlstm_jax import probe
 from mlstm_jax.config import UserError
@@ -55,7 +57,7 @@ def test_planted_unit_is_found_with_its_sign(sign):
     assert sign * (measure.mean_positive - measure.mean_negative) == pytest.approx(1.6, abs=0.2)
     assert measure.deviation == pytest.approx(0.6, abs=0.06)
     assert np.sign(measure.a) == sign
-    assert probe.unit_accuracy(test_x[:, unit], test_y, measure.sign, measure.threshold) > 0.85
+    assert probe.unit_right(test_x[:, unit], test_y, measure.sign, measure.threshold).mean() > 0.85
 
 
 def test_all_zero_probe_takes_the_unit_best_alone_on_train():
@@ -76,8 +78,8 @@ def test_negated_unit_mirrors_its_measure():
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1)), min_size=1, max_size=12), st.sampled_from([1, -1]))
 def test_threshold_equals_brute_force(points, sign):
     values, labels = np.array([v for v, _ in points], np.float32), np.array([label for _, label in points])
-    every = [probe.unit_accuracy(values, labels, sign, t) for t in np.arange(-6, 6.5, 0.5)]
-    assert probe.unit_accuracy(values, labels, sign, probe.best_threshold(values, labels, sign)) == max(every)
+    every = [probe.unit_right(values, labels, sign, t).mean() for t in np.arange(-6, 6.5, 0.5)]
+    assert probe.unit_right(values, labels, sign, probe.best_threshold(values, labels, sign)).mean() == max(every)
 
 
 def test_threshold_parts_neighbouring_float32_values():
@@ -85,8 +87,8 @@ def test_threshold_parts_neighbouring_float32_values():
     values, labels = np.array([low, np.nextafter(low, np.float32(1))]), np.array([0, 1])
     threshold = probe.best_threshold(values, labels, 1)
     assert values[0] < np.float64(threshold) < values[1]
-    assert probe.unit_accuracy(values, labels, 1, threshold) == 1
-    assert probe.unit_accuracy(-values, labels, -1, -threshold) == 1
+    assert probe.unit_right(values, labels, 1, threshold).all()
+    assert probe.unit_right(-values, labels, -1, -threshold).all()
 
 
 def test_one_unit_logistic_equals_scikit_learn_without_penalty():
@@ -103,7 +105,7 @@ def test_separable_unit_stays_finite(scale):
     x = (scale * np.where(y == 1, 3.0, 1.0))[:, None].astype(np.float32)
     measure = probe.measure_unit(x, y, 0)
     assert np.isfinite(measure).all()
-    assert probe.unit_accuracy(x[:, 0], y, measure.sign, measure.threshold) == 1
+    assert probe.unit_right(x[:, 0], y, measure.sign, measure.threshold).all()
     logits = measure.a * x[:, 0].astype(np.float64) + measure.b
     assert (logits[y == 1] > 2).all() and (logits[y == 0] < -2).all() and (np.abs(logits) < 100).all()
 
@@ -114,7 +116,7 @@ def test_constant_unit_says_only_how_common_each_label_is():
     measure = probe.measure_unit(x, y, 1)
     assert np.isfinite(measure).all() and measure.deviation < 1e-12
     assert measure.a == 0 and 1 / (1 + np.exp(-measure.b)) == pytest.approx(0.75)
-    assert probe.unit_accuracy(x[:, 1], y, measure.sign, measure.threshold) == 0.75
+    assert probe.unit_right(x[:, 1], y, measure.sign, measure.threshold).mean() == 0.75
     assert probe.top_unit(probe.fit(x, y, x, y), x, y) == 0
 
 
@@ -145,3 +147,84 @@ def test_import_is_light():
     code = """import sys, mlstm_jax.probe, mlstm_jax.units, mlstm_jax.plots
 print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_ranking_finds_the_planted_unit_and_its_sign():
+    x, y = TRAIN
+    for sign in (1, -1):
+        ranked = probe.rank(probe.fit(sign * x, y, sign * DEV[0], DEV[1]), sign * x, y)
+        assert list(ranked) == ["coefficient", "accuracy alone", "mutual information"]
+        for ranking in ranked.values():
+            assert ranking.order[0] == PLANTED == ranking.score.argmax() and ranking.sign[PLANTED] == sign
+            assert sorted(ranking.order.tolist()) == list(range(x.shape[1]))
+            assert (np.diff(ranking.score[ranking.order]) <= 0).all()
+
+
+def test_accuracy_alone_is_that_of_the_measured_unit():
+    x, y = TRAIN
+    alone = probe.accuracies_alone(x, y)
+    for unit in range(x.shape[1]):
+        measure = probe.measure_unit(x, y, unit)
+        assert alone[unit] == probe.unit_right(x[:, unit], y, measure.sign, measure.threshold).mean()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_mutual_information_equals_scikit_learn_on_the_same_bins(classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, classes, 500)
+    x = (rng.normal(size=(500, 4)) + y[:, None] * [0, 0.5, 1, 2]).astype(np.float32)
+    x[:, 3] = x[:, 3].round()  # equal values share a bin
+    for unit, bits in enumerate(probe.mutual_information(x, y)):
+        edges = np.unique(np.quantile(x[:, unit], np.arange(1, 16) / 16))
+        binned = np.searchsorted(edges, x[:, unit], "right")
+        assert bits == pytest.approx(mutual_info_score(y, binned) / np.log(2), abs=1e-12)
+    assert probe.mutual_information(np.zeros((4, 1), np.float32), np.array([0, 1, 0, 1]))[0] == 0
+
+
+def test_noise_ranks_no_unit_far_ahead():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2000, 50)).astype(np.float32), rng.integers(0, 2, 2000)
+    assert probe.accuracies_alone(x, y).max() < 0.56
+    assert probe.mutual_information(x, y).max() < 0.02
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.floats(0, 1))
+def test_interval_is_the_percentiles_of_resampled_texts(n, share):
+    right = np.arange(n) < round(share * n)
+    low, high = probe.interval(right)
+    assert 0 <= low <= right.mean() <= high <= 1
+    draws = np.random.default_rng(0).choice(right, (2000, n)).mean(axis=1)
+    ends = np.percentile(draws, [1, 4, 96, 99])  # 2000 draws do not tell 2.5 more nearly
+    assert ends[0] <= low <= ends[1] and ends[2] <= high <= ends[3]
+
+
+def test_probes_fitted_in_processes_equal_those_of_this_one(monkeypatch):
+    examples = probe.Examples(*TRAIN)
+    wanted = [(None, 1.0), (np.arange(100), 0.5), (None, 0.25)]
+    here = list(probe.fit_each(examples, wanted))
+    monkeypatch.setattr(probe, "LARGE", 0)
+    for one, other in zip(here, probe.fit_each(examples, wanted), strict=True):
+        assert one.c == other.c and one.intercept == other.intercept
+        np.testing.assert_array_equal(one.coefficients, other.coefficients)
+
+
+def test_classes_are_fitted_as_scikit_learn_fits_them():
+    rng = np.random.default_rng(0)
+    draw = lambda n: (lambda y: probe.Examples((rng.normal(size=(n, 6)) + np.eye(6)[y] * 2).astype(np.float32), y))(
+        rng.integers(0, 3, n)
+    )
+    train, dev, test = draw(200), draw(100), draw(150)
+    direct = [
+        OneVsRestClassifier(LogisticRegression(l1_ratio=1.0, solver="liblinear", C=c, random_state=42)).fit(*train)
+        for c in probe.STRENGTHS
+    ]
+    scores = [model.score(*dev) for model in direct]
+    best = direct[scores.index(max(scores))]
+    probes = probe.fit_classes(train, dev)
+    assert {one.c for one in probes} == {probe.STRENGTHS[scores.index(max(scores))]}
+    for one, estimator in zip(probes, best.estimators_, strict=True):
+        np.testing.assert_array_equal(one.coefficients, estimator.coef_[0])
+    assert probe.right_class(probes, *test).mean() == best.score(*test) > 0.7
+    with pytest.raises(UserError, match="every class"):
+        probe.fit_classes(train._replace(y=np.minimum(train.y, 1)), dev)

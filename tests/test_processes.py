@@ -79,7 +79,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_device_resumes(
     first, second = two(reviews, run_dir, *mesh, at=at)
     assert (first.status, second.status) == (128 + number, 128 + number), first.err + second.err
     assert "stopped and saved after update 6 of 12" in first.out
-    assert max(checkpoint._steps(run_dir)) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
+    assert max(checkpoint.steps(run_dir)) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
     (one,) = end(train(reviews, run_dir))
     assert one.status == 0 and "after update 6" in one.out, one.err
     assert_same_figures(run_dir, whole)
@@ -101,7 +101,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_from_its_checkpoint
     ended = two(reviews, run_dir, "--mesh.data", "4", at=at, timeout=120)
     assert ended[killed].status == -signal.SIGKILL
     assert ended[1 - killed].status not in (0, -signal.SIGKILL) and ended[1 - killed].err.strip()
-    saved = max(checkpoint._steps(run_dir))
+    saved = max(checkpoint.steps(run_dir))
     assert saved in (4, 8), "the last one may not have been whole yet"
     again = two(reviews, run_dir, "--mesh.data", "4") if killed else end(train(reviews, run_dir))
     assert [process.status for process in again] == [0] * len(again), again[0].err

@@ -138,7 +138,7 @@ def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, 
     with monkeypatch.context() as patch:
         interrupt_at(patch, 14, signal.SIGTERM)
         train.main(arguments(reviews, run_dir))
-    assert checkpoint._steps(run_dir) and set(checkpoint._steps(run_dir)) == {10, 15}
+    assert checkpoint.steps(run_dir) and set(checkpoint.steps(run_dir)) == {10, 15}
     flip_a_byte(run_dir / "checkpoints" / "15", part)
     capsys.readouterr()
     assert train.main(["--run-dir", str(run_dir)]) == 0
@@ -174,7 +174,7 @@ def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, c
         train.main(arguments(reviews, run_dir))
     assert train.main(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
     assert "changed for this run from now on: save_every (10 -> 4), keep (3 -> 2)" in capsys.readouterr().out
-    assert set(checkpoint._steps(run_dir)) == {16, 20}
+    assert set(checkpoint.steps(run_dir)) == {16, 20}
     assert train.stored_config(run_dir).save_every == 4
 
 
@@ -289,7 +289,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     state = training.init_state(params | {"b": params["b"].at[0].set(jnp.inf)}, lanes=2)
     with checkpoint.Saver(tmp_path, keep=1) as saver, pytest.raises(FloatingPointError):
         saver.save(state, {"config": {}})
-    assert checkpoint._steps(tmp_path) == []
+    assert checkpoint.steps(tmp_path) == []
 
 
 def test_the_state_starts_from_zero_at_a_shards_start():
@@ -342,7 +342,7 @@ def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):
             break
     process.stdout.close()
     process.wait()
-    assert "test_bits_per_byte" in log.read_metrics(run_dir)[-1] and 20 in checkpoint._steps(run_dir)
+    assert "test_bits_per_byte" in log.read_metrics(run_dir)[-1] and 20 in checkpoint.steps(run_dir)
 
 
 def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_on(
@@ -482,7 +482,7 @@ def test_training_needs_no_optional_package(reviews, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "no TensorBoard files" in done.stdout and "no loss curve" in done.stdout
-    assert not (tmp_path / "run" / "loss_curve.png").exists() and checkpoint._steps(tmp_path / "run") == [5]
+    assert not (tmp_path / "run" / "loss_curve.png").exists() and checkpoint.steps(tmp_path / "run") == [5]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finished):

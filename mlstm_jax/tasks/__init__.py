@@ -1,19 +1,22 @@
-"""Labelled sets to evaluate on: SST, and the packaged IMDB and Rotten Tomatoes reviews, each with its three splits."""
+"""Labelled sets to evaluate on: SST, the packaged reviews, the paper's sets in ten folds, and files of one's own."""
 
 import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import packaged
+from mlstm_jax.tasks import published
+from mlstm_jax.tasks.files import from_file
+from mlstm_jax.tasks.published import NAMES
+from mlstm_jax.tasks.sets import Folds, Split, Task
 
-NAMES = ("sst", *packaged.SOURCES)
+__all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "read_split"]
+
 CHECKSUMS = Path(__file__).with_name("checksums.tsv")
 FILES = {split: f"{split}_binary_sent.csv" for split in ("train", "dev", "test")}
 BY_HAND = (
@@ -22,32 +25,23 @@ BY_HAND = (
 )
 
 
-class Split(NamedTuple):
-    """Texts with their labels: 0 is negative, 1 positive."""
-
-    texts: list[str]
-    labels: Int[np.ndarray, "n"]
-
-
-class Task(NamedTuple):
-    """A labelled set; `note` says for tables which texts these are."""
-
-    name: str
-    note: str
-    train: Split
-    dev: Split
-    test: Split
-
-
-def load(name: str, folder: Path | None = None, data_dir: Path | None = None) -> Task:
+def load(name: str, folder: Path | None = None, data_dir: Path | None = None) -> Task | Folds:
     """The task of this name, every split in its file's order.
 
     SST comes from the three CSV files in `folder`, else through tensorflow-datasets, which fetches it once into
-    `data_dir` (None: its own default). Raises UserError for an unknown task, missing or malformed files, and an SST
-    that cannot be fetched. Source: Radford et al. 2017, section 4; packaged reviews as in `corpus.packaged`.
+    `data_dir` (None: its own default). MR, CR, SUBJ and MPQA come from files in `folder`, as Folds. "tfds:NAME" is a
+    set of tensorflow-datasets, as `from_file` reads it; that and a file of one's own take keys there.
+    Raises UserError for an unknown task, missing or malformed files, and an SST that cannot be fetched. Source: Radford
+    et al. 2017, section 4; packaged reviews as in `corpus.packaged`.
     """
-    require(name in NAMES, f"unknown task {name!r}; there are: {', '.join(NAMES)}")
+    known = f"{', '.join(NAMES)}, tfds:NAME"
+    require(name in NAMES or name.startswith("tfds:"), f"unknown task {name!r}; there are: {known}")
+    if name in published.PAIRS:
+        return published.load(name, folder)
     require(folder is None or name == "sst", f"--sst DIR goes with the task sst, not with {name}")
+    if name.startswith("tfds:"):
+        require(data_dir is None, f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
+        return from_file(name)
     if name != "sst":
         return Task(name, "packaged split, not the paper's test set", **_packaged(name))
     if folder is not None:

@@ -1,0 +1,391 @@
+"""Score reviews of any number: the value of the unit that carries sentiment after every text, and what it says.
+
+python -m mlstm_jax.score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.py has found the unit
+"""
+
+import contextlib
+import csv
+import fcntl
+import glob
+import io
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from json import dumps, loads
+from pathlib import Path
+from typing import IO, Annotated, Any, NamedTuple
+
+import numpy as np
+import tyro
+from jaxtyping import Bool, Float
+
+from mlstm_jax import units
+from mlstm_jax.config import UserError, mute, require, script
+from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Chunk, Source, chunks, parse, sources, unchanged
+from mlstm_jax.corpus.records import Keys
+from mlstm_jax.disk import atomic
+from mlstm_jax.log import progress
+from mlstm_jax.text import EMPTY, decode, encode, frame, printable
+from mlstm_jax.units import UnitRecord
+
+CHUNK = 1 << 20  # bytes that are read at a time
+ROWS = 4096  # of a group, at most; fewer in a large model
+NUMBERS = 1 << 20  # features of a group, at most: 4 MB
+BYTES = 4 << 20  # of a group's texts, at least one text
+SHOWN = 5  # rows without a value whose numbers are named
+GO_ON = "the same command with --resume goes on"
+
+
+class Review(NamedTuple):
+    """A row: its source and line, what it holds, what is read of it, and its share of the bytes of the input."""
+
+    source: str
+    line: int
+    text: str
+    label: str | None
+    note: str | None  # why nothing is read
+    framed: bytes
+    share: float
+
+
+def main(
+    run: Path,
+    inputs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT")],
+    /,
+    *,
+    out: Path = Path("-"),
+    task: str | None = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    json: bool = False,
+    resume: bool = False,
+) -> None:
+    """Score reviews of any number by the unit that carries sentiment: a row out for every row in, in order.
+
+    A row has its line, text, label if there are any, the unit's value, the probability that the text is positive, the
+    sentiment (positive or negative), and a note where nothing could be read. Memory does not grow with the input. A
+    model of 4096 units reads some 600 bytes a second on a CPU: take a GPU or a smaller model for large files.
+
+    Args:
+        run: A run folder, or another program's weights, whose unit eval_sst.py has found.
+        inputs: Files (.csv .tsv .json .jsonl .parquet .txt, also .gz .bz2 .zst), folders, globs, tfds:NAME, or -.
+        out: A new file: JSON lines where it is named .jsonl or .json, else CSV. By default standard output.
+        task: The task whose unit it is; by default the one evaluated last.
+        text_key: JSON key or column of the text; found by its usual names where it is not given.
+        label_key: JSON key or column of the label, which is passed through.
+        json: Write JSON lines, one object a line, whatever the file's name.
+        resume: Go on where a run was killed; the result is the same to the byte.
+    """
+    found, keys = sources(list(inputs)), Keys(text_key, label_key)
+    file = None if str(out) == "-" else out
+    _check_output(file, found, resume)
+    as_json = json or KINDS.get(out.suffix.lower()) == "json"
+    reading, labelled = _begin(found, keys)
+
+    with contextlib.redirect_stdout(sys.stderr):
+        from mlstm_jax import lm  # late, because it imports jax: --help stays quick
+
+        model = lm.load(run)
+        model.require_bytes()
+        record = units.load(model.record_dirs, model.digest, task)
+        require(record.unit < model.hidden, f"the unit record names unit {record.unit} of {model.hidden}")
+    columns = ["source"] * (len(found) > 1) + ["line", "text"] + ["label"] * labelled
+    columns += ["value", "probability", "sentiment", "note"]
+    rows = min(ROWS, max(64, NUMBERS // model.hidden))
+    about = {
+        "weights": model.digest,
+        "precision": model.precision,
+        "unit record": {name: getattr(record, name) for name in ("unit", "feature", "sign", "threshold", "a", "b")},
+        "input": [source.name for source in found],
+        "keys": list(keys),
+        "format": "JSON lines" if as_json else "CSV",
+        "size of groups": [rows, BYTES],
+    } | {f"{source.name} (kind, bytes, time)": list(source[1:]) for source in found}
+    total, without, size = 0, {}, sum(source.size or 0 for source in found)
+    show = file is not None or not sys.stdout.isatty()  # a bar amid the rows would spoil them
+    with progress("scoring", size, show) as done, writing(file, about, resume) as sink:
+        for number, group in enumerate(groups(reading, rows, BYTES)):
+            total += len(group)
+            _note(group, without, len(found) > 1)
+            if number < sink.groups:  # written before the program was killed
+                done(sum(review.share for review in group))
+                continue
+            values = read(model, group, record, done)
+            header = as_csv([columns]) if number == 0 and not as_json else b""
+            sink.write(header + as_rows(group, values, record, columns, as_json))
+            sink.finish_group()
+        for source in found:
+            require(
+                unchanged(source), f"{source.name} has changed while it was read; remove {sink.name} and start again"
+            )
+        require(total, f"{', '.join(source.name for source in found[:3])}: there is no review in it")
+    _report(total, without, file)
+
+
+# Reading
+
+
+def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
+    """The reviews of all sources, and whether any has labels. What is wrong with a source's beginning is told now."""
+    parts, labelled = [], False
+    for index, source in enumerate(found):
+        require(source.size != 0, f"{source.name} is empty")
+        cut = chunks(source, index, keys, CHUNK if source.name == "-" else 1)
+        first = next(cut, None)
+        labelled |= first is not None and first.keys.label is not None
+        if source.name == "-":  # it cannot be read twice
+            parts.append(chain([first] if first else [], cut))
+        else:
+            cut.close()  # there may be more files than can be open
+            parts.append(chunks(source, index, keys, CHUNK))
+    return (review for part in parts for chunk in part for review in _reviews(chunk, found)), labelled
+
+
+def _reviews(chunk: Chunk, found: list[Source]) -> Iterator[Review]:
+    rows = list(parse(chunk))
+    for line, text, label, wrong in rows:
+        framed = EMPTY if wrong else frame(text)
+        note = f"not readable: {wrong}" if wrong else "empty" if framed == EMPTY else None
+        yield Review(found[chunk.source].name, line, text, label, note, framed, chunk.read / len(rows))
+
+
+def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Review]]:
+    """Reviews in groups of at most `rows`, and of `size` bytes unless one has more; the input alone says where."""
+    group, held = [], 0
+    for review in reviews:
+        length = max(len(review.framed), len(review.text))
+        if group and (len(group) == rows or held + length > size):
+            yield group
+            group, held = [], 0
+        group.append(review)
+        held += length
+    if group:
+        yield group
+
+
+def read(
+    model: Any, group: list[Review], record: UnitRecord, done: Callable[[float], None] = lambda share: None
+) -> Float[np.ndarray, "n"]:
+    """The unit's value after the last byte of every review, float64; NaN where there is nothing to read.
+
+    `done` hears of the shares of the input. Raises UserError for values that are not finite.
+    """
+    from mlstm_jax.encode import encode as features  # late, for --help
+
+    values = np.full(len(group), np.nan)
+    places = [place for place, review in enumerate(group) if review.note is None]
+    framed = [group[place].framed for place in places]
+    share = sum(review.share for review in group) / max(1, sum(map(len, framed)))
+    x = features(model.weights, framed, record.feature, lambda count: done(count * share))
+    values[places] = x[:, record.unit]
+    finite = np.isfinite(x[:, record.unit]).all()
+    require(bool(finite), "the unit's values are not finite: the weights are damaged, or their training diverged")
+    if not framed:
+        done(sum(review.share for review in group))
+    return values
+
+
+# What the values say
+
+
+def probability(values: Float[np.ndarray, "n"], record: UnitRecord) -> Float[np.ndarray, "n"]:
+    """P(positive) = sigmoid(a * value + b), float64, without overflow and without loss of small ones."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN
+        return np.exp(-np.logaddexp(0.0, -(record.a * values.astype(np.float64) + record.b)))
+
+
+def positive(values: Float[np.ndarray, "n"], record: UnitRecord) -> Bool[np.ndarray, "n"]:
+    """Which values lie on the threshold's positive side, as `probe.unit_accuracy` has it, in float64."""
+    return record.sign * values.astype(np.float64) > record.sign * record.threshold
+
+
+def as_rows(
+    group: list[Review], values: Float[np.ndarray, "n"], record: UnitRecord, columns: list[str], as_json: bool
+) -> bytes:
+    """The rows of a group as CSV or as JSON lines; numbers are written so that they read back as they were."""
+    rows = []
+    judged = zip(values.tolist(), probability(values, record).tolist(), positive(values, record).tolist(), strict=True)
+    for review, (value, chance, is_positive) in zip(group, judged, strict=True):
+        row = {"source": review.source, "line": review.line, "text": review.text, "label": review.label}
+        known = (value, chance, "positive" if is_positive else "negative") if review.note is None else (None,) * 3
+        row |= dict(zip(("value", "probability", "sentiment"), known, strict=True)) | {"note": review.note}
+        rows.append([row[name] for name in columns])
+    if not as_json:
+        return as_csv(rows)
+    lines = (dumps(dict(zip(columns, row, strict=True)), allow_nan=False) for row in rows)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def as_csv(rows: list[list[Any]]) -> bytes:
+    """Rows of CSV, UTF-8; bytes that were none come out as they went in (`text.encode`)."""
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows(rows)  # with its own line ends \r\n, so that a text that holds one of them is quoted
+    return encode(file.getvalue())
+
+
+# Writing
+
+
+class Sink(NamedTuple):
+    """Where rows go: its name, the groups that are there already, how to write, and what to do behind a group."""
+
+    name: str
+    groups: int
+    write: Callable[[bytes], Any]
+    finish_group: Callable[[], None]
+
+
+def _check_output(out: Path | None, found: list[Source], resume: bool) -> None:
+    if out is None:
+        require(not resume, "--resume goes on with a file: name it with --out")
+        return
+    piped = any(source.name == "-" for source in found)
+    require(not (resume and piped), "standard input cannot be read again: --resume takes files")
+    for source in found:
+        same = source.time is not None and out.exists() and os.path.samefile(source.name, out)
+        require(not same, f"{out} is an input, too; name another file with --out")
+    suffix = out.suffix.lower()
+    fits = KINDS.get(suffix, "csv") in ("csv", "json") and suffix not in COMPRESSIONS
+    require(fits, f"{out}: CSV or JSON lines are written; name it .csv or .jsonl")
+    require(out.parent.is_dir(), f"no folder {out.parent}; make it first, or name another file with --out")
+    require(not os.path.lexists(out), f"{out} exists; name another file with --out, or move it away")
+    part, _ = _parts(out)
+    begun = f"{part} is there, of a run that was stopped; go on with --resume, or remove it"
+    require(resume or not os.path.lexists(part), begun)
+
+
+def _parts(out: Path) -> tuple[Path, Path]:
+    """What is written, and what is known of it. Neither name is one that `sources` finds in a folder."""
+    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.state")
+
+
+@contextlib.contextmanager
+def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[Sink]:
+    """Standard output for None, else OUT.part, which becomes OUT when all is done; beside it, how much is whole.
+
+    Raises UserError where that cannot be, and for an OUT.part that was begun with something else than `about`.
+    """
+    if out is None:
+        yield from _standard_output()
+        return
+    part, state = _parts(out)
+    with _told(part, state), open(part, "r+b" if resume and part.exists() else "xb") as file:
+        _lock(file, part)
+        for left in out.parent.glob(f".{glob.escape(state.name)}.*"):  # by one that was killed
+            left.unlink()
+        count, size = _finished(part, state, about)
+        try:
+            file.truncate(size)
+            file.seek(size)
+
+            def finish_group(groups=1):
+                nonlocal count
+                count += groups
+                file.flush()
+                os.fsync(file.fileno())  # before what says that it is there
+                with atomic(state) as told:
+                    told.write(dumps(about | {"groups": count, "bytes": file.tell()}).encode())
+
+            finish_group(0)
+            yield Sink(str(part), count, file.write, finish_group)
+            file.flush()
+            os.fsync(file.fileno())
+            require(not os.path.lexists(out), f"{out} has appeared meanwhile; all that was written is in {part}")
+            os.replace(part, out)
+            state.unlink(missing_ok=True)
+        except BaseException as error:
+            if not count:  # there is nothing to keep
+                part.unlink()
+                state.unlink(missing_ok=True)
+            elif isinstance(error, KeyboardInterrupt):
+                print(f"what is done is kept in {part}: {GO_ON}", file=sys.stderr)
+            raise
+
+
+def _standard_output() -> Iterator[Sink]:
+    stream = sys.stdout.buffer
+    safe = lambda data: encode(printable(decode(data).replace("\r\n", "\n")))
+    show = (lambda data: stream.write(safe(data))) if sys.stdout.isatty() else stream.write
+    try:
+        yield Sink("what was written", 0, show, stream.flush)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        mute()
+        raise UserError(f"cannot write to standard output: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _told(part: Path, state: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise UserError(f"{part} is being written by another process") from None
+    except OSError as error:
+        kept = f"; what is done is kept: {GO_ON}" if state.exists() else ""
+        raise UserError(f"cannot write {part}: {error.strerror or error}{kept}") from None
+
+
+def _lock(file: IO[bytes], part: Path) -> None:
+    """Hold a file for this process, until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{part} is being written by another process") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _finished(part: Path, state: Path, about: dict[str, Any]) -> tuple[int, int]:
+    """Groups that are whole and their bytes; raises UserError unless they are of a run like this one."""
+    size = part.stat().st_size
+    if size == 0:
+        return 0, 0
+    try:
+        told = loads(state.read_bytes())
+        count, finished = told["groups"], told["bytes"]
+        whole = type(count) is type(finished) is int and count >= 0 and 0 <= finished <= size
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    require(whole, f"{state} is missing or damaged; remove {part} and start again")
+    for name, now in about.items():
+        if (then := told.get(name)) != now:
+            what = f"with another {name}: {reprlib.repr(then)}, now {reprlib.repr(now)}"
+            raise UserError(f"{part} was begun {what}; give the same again, or remove {part} and start again")
+    return count, finished
+
+
+# What is said at the end
+
+
+class Without(NamedTuple):
+    """Rows without a value for one reason: how many, where the first are, and what is wrong with the first."""
+
+    count: int
+    first: list[str]
+    why: str
+
+
+def _note(group: list[Review], without: dict[str, Without], several: bool) -> None:
+    """Count a group's rows without a value, by reason."""
+    for review in group:
+        if review.note:
+            reason, _, why = review.note.partition(": ")
+            place = f"{review.source}:{review.line}" if several else str(review.line)
+            count, first, why = without.get(reason, Without(0, [], why))
+            without[reason] = Without(count + 1, first + [place] * (count < SHOWN), why)
+
+
+def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
+    """Lines on stderr: how many rows there are, and those without a value by number."""
+    for reason, (count, first, why) in without.items():
+        places = ", ".join(map(printable, first)) + " ..." * (count > len(first))
+        said = f" (the first: {printable(why)})" if why else ""
+        print(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", file=sys.stderr)
+    print(f"{total:,} rows" + (f" in {out}" if out else ""), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    script(lambda: tyro.cli(main, prog="python -m mlstm_jax.score"))

@@ -1,0 +1,344 @@
+"""The evaluation through its script: the unit that is found, what is kept of it, and what is said against it."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import zlib
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import tyro
+
+import eval_sst
+import train
+from mlstm_jax import clamp_effect, controls, evaluation, lm, probe, report, tasks, units
+from mlstm_jax.config import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+class Model:
+    """A stand-in for LanguageModel: noise, and one unit that hears "good"."""
+
+    def __init__(self, path, hidden=16, silent=False):
+        self.path, self.hidden, self.silent = path, hidden, silent
+        self.digest, self.update, self.is_run, self.bits_per_byte_heldout = "d1", 40, True, 2.5
+        self.precision, self.record_dir = "float32", path / "units"
+        self.work_dir = path
+        self.encoded = 0
+
+    def require_bytes(self):
+        pass
+
+    def encode(self, texts, feature="cell", show_progress=False):
+        self.encoded += len(texts)
+        print("noise on stdout")
+        texts = [t.decode() if isinstance(t, bytes) else t for t in texts]
+        x = np.stack([np.random.default_rng(zlib.crc32(t.encode())).normal(size=self.hidden) for t in texts])
+        if self.silent:
+            return np.zeros_like(x, np.float32)
+        x[:, 3] -= 4 * np.array(["good" in t for t in texts])
+        return x.astype(np.float32)
+
+
+@pytest.fixture
+def sst(tmp_path):
+    """A folder with SST's three files."""
+    folder = tmp_path / "sst"
+    folder.mkdir()
+    for split, n in (("train", 80), ("dev", 30), ("test", 31)):
+        rows = [f"{i % 2},{split} {i} is {'good' if i % 2 else 'bad'}" for i in range(n)]
+        (folder / f"{split}_binary_sent.csv").write_text("\n".join(["label,sentence", *rows, ""]))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder of a stand-in model; main loads it."""
+    model = Model(tmp_path / "run [b]")
+    monkeypatch.setattr(lm, "load", lambda path: model)
+    return model
+
+
+def test_evaluation_finds_the_unit_and_keeps_it(run, sst, capsys):
+    eval_sst.main(run.path, data=sst)
+    record = units.load([run.record_dir], run.digest)
+    assert (record.unit, record.sign, record.update, record.feature) == (3, -1, 40, "cell")
+    assert record.accuracy_all > 0.9 and record.accuracy_alone > 0.9
+    shown = capsys.readouterr().out
+    for words in ("run [b]", "update 40", "31", "2.5000", "3, sign -", "16 units", "51.61%", "do not expect"):
+        assert words in shown, words
+    assert "sample.py" in shown and "--sentiment +2" in shown
+    assert (run.path / "eval/sst/histogram.png").stat().st_size and (run.path / "eval/sst/weights.png").stat().st_size
+
+
+def test_json_is_all_that_stdout_holds(run, sst, tmp_path, capsys):
+    eval_sst.main(run.path, data=sst, json=True, out=tmp_path / "pictures")
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert found["unit"] == 3 and found["hidden"] == 16 and found["accuracy_majority"] == 16 / 31
+    assert Path(found["record"]).is_file() and Path(found["histogram_png"]).parent == tmp_path / "pictures"
+    assert "noise on stdout" in streams.err
+
+
+def test_test_labels_change_no_choice(run, sst):
+    honest = tasks.load("sst", sst)
+    shuffled = honest._replace(test=honest.test._replace(labels=1 - honest.test.labels))
+    one, other = (evaluation.find(run, t, "cell").record for t in (honest, shuffled))
+    assert other.accuracy_all == pytest.approx(1 - one.accuracy_all)
+    assert other.accuracy_alone == pytest.approx(1 - one.accuracy_alone)
+    kept = dict(accuracy_all=0.0, accuracy_alone=0.0)
+    assert dataclasses.replace(one, **kept) == dataclasses.replace(other, **kept)
+
+
+def test_features_are_encoded_once_for_the_same_weights_feature_and_texts(run):
+    texts = ["a good one", "a bad one"]
+    first = evaluation.features(run, texts, "cell")
+    np.testing.assert_array_equal(evaluation.features(run, texts, "cell"), first)
+    assert run.encoded == 2
+    evaluation.features(run, texts, "hidden")
+    evaluation.features(run, texts[::-1], "cell")
+    run.digest = "d2"
+    evaluation.features(run, texts, "cell")
+    assert run.encoded == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_features_are_encoded_again(run, content):
+    first = evaluation.features(run, ["a", "b"], "cell")
+    (path,) = (run.path / "features").iterdir()
+    path.write_bytes(path.read_bytes()[:-5] if content is None else content)
+    np.testing.assert_array_equal(evaluation.features(run, ["a", "b"], "cell"), first)
+    assert run.encoded == 4
+
+
+def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
+    run.silent, run.hidden, run.update, run.bits_per_byte_heldout = True, 1, None, None
+    eval_sst.main(run.path, data=sst)
+    shown = capsys.readouterr().out
+    assert "0 of 1" in shown and "best alone" in shown and "held-out" not in shown
+
+
+def test_other_features_point_to_the_cell(run, sst, capsys):
+    eval_sst.main(run.path, data=sst, feature="tanh_cell")
+    assert "--feature cell" in capsys.readouterr().out
+
+
+def test_missing_matplotlib_leaves_the_pictures_out(run, sst, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    eval_sst.main(run.path, data=sst, json=True)
+    streams = capsys.readouterr()
+    assert "histogram_png" not in json.loads(streams.out) and "matplotlib is not installed" in streams.err
+    assert not (run.path / "eval").exists()
+
+
+def test_help_imports_neither_jax_nor_scikit_learn():
+    code = """import sys, eval_sst, tyro
+try: tyro.cli(eval_sst.main, args=["--help"])
+except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("set()\n") and "--feature" in shown
+
+
+# The whole evaluation of a model whose unit 7 copies a smiley, and of one that has learnt nothing
+
+
+@pytest.fixture(scope="module")
+def smileys(tmp_path_factory):
+    """What --report finds of the planted unit, as JSON; the folder of the weights and the report, what was said."""
+    folder = tmp_path_factory.mktemp("smileys")
+    planted.smileys().save(folder / "weights")
+    reviews = planted.reviews(folder / "smileys.csv")
+    arguments = [str(folder / "weights"), "--task", str(reviews), "--json", "--report", str(folder / "out")]
+    arguments += ["--samples", "24", "--sample-length", "60"]
+    out, err = io.StringIO(), io.StringIO()
+    words = clamp_effect.bag_of_words
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(clamp_effect, "bag_of_words", lambda: words(tasks.from_file(reviews)))  # not of 20,000 reviews
+        patch.setattr(sys, "argv", ["eval_sst.py", *arguments])
+        tyro.cli(eval_sst.main)
+    return json.loads(out.getvalue()), folder, err.getvalue()
+
+
+def accuracy(cell):
+    return float(cell.split("%")[0]) / 100
+
+
+def test_every_ranking_and_resampled_probe_finds_the_planted_unit(smileys):
+    found, _, _ = smileys
+    assert (found["unit"], found["sign"], found["task"]) == (planted.UNIT, 1, "smileys")
+    low, high = found["interval_alone"]
+    assert low <= found["accuracy_alone"] <= high and low > 0.75
+    assert found["mean_positive"] == pytest.approx(0.8, abs=0.1) == -found["mean_negative"]
+    names, first, *_ = found["tables"]["Three rankings"]
+    assert len(names) == 3 and all(cell.startswith("7 (+)") for cell in first)
+
+
+def test_the_controls_show_what_the_planted_unit_is_worth(smileys):
+    found, _, _ = smileys
+    rows = {(row[0], row[1]): row[2] for row in found["tables"]["With and without the unit"][1:]}
+    assert accuracy(rows["all units", "16"]) > 0.8 < accuracy(rows["the unit alone", "1"])
+    without = rows["all without the unit", "15"]
+    low, high = (float(end) / 100 for end in without.split("[")[1].removesuffix("%]").split("%, "))
+    assert low < found["accuracy_majority"] + 0.02 and high < 0.75
+    assert accuracy(rows["random others", "1"]) < 0.65 > accuracy(rows["random others", "10"])
+    endings = found["tables"]["Texts that end otherwise"][1:]
+    assert len(endings) == len(evaluation.ENDINGS)
+    assert all(accuracy(alone) == pytest.approx(found["accuracy_alone"], abs=1e-4) for _, _, alone, _ in endings)
+    features = {row[0]: row for row in found["tables"]["What is read of the state"][1:]}
+    assert list(features) == ["cell state", "tanh of the cell state", "hidden state"]
+    assert all(row[3] == "7" for row in features.values())
+    assert accuracy(found["tables"]["Label efficiency"][-1][1]) == pytest.approx(found["accuracy_all"], abs=0.03)
+
+
+def test_the_clamp_of_the_planted_unit_is_monotone(smileys):
+    found, _, _ = smileys
+    header, *rows = found["tables"]["Does the clamp work?"]
+    assert [row[0] for row in rows] == ["-3", "-2", "-1", "+0", "+1", "+2", "+3"]
+    scores = [float(row[header.index("VADER")].split(" ")[0]) for row in rows]
+    assert scores == sorted(scores) and scores[0] < -0.5 and scores[-1] > 0.5
+    bits = [float(row[-1].split(" ")[0]) for row in rows]
+    assert max(bits) < 2  # what it writes is what it expects: one smiley or the other
+
+
+def test_the_report_holds_every_section_and_its_numbers(smileys):
+    found, folder, said = smileys
+    page = (folder / "out" / "index.html").read_text()
+    assert found["report"] == str(folder / "out" / "index.html")
+    for title, (_, *rows) in found["tables"].items():
+        assert title in page and (title in said or title == "How to reproduce")
+        assert all(report.escape(cell) in page for row in rows for cell in row)
+    for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", f"Unit {planted.UNIT}"):
+        assert words in page, words
+    for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
+        assert Path(found[f"{picture}_png"]).stat().st_size > 1000 and page.count("data:image/png") == 4
+
+
+def test_a_report_is_not_overwritten(smileys, monkeypatch):
+    _, folder, _ = smileys
+    with pytest.raises(UserError, match="there already; name another folder"):
+        eval_sst.main(folder / "weights", task=str(folder / "smileys.csv"), report=folder / "out")
+
+
+def test_of_random_weights_nothing_is_found_and_the_intervals_say_so(tmp_path):
+    task = tasks.from_file(planted.reviews(tmp_path / "smileys.csv", n=1500))
+    model = planted.random_weights()
+    found = evaluation.find(model, task, "cell")
+    for right in (found.right_all, found.right_alone):
+        low, high = probe.interval(right)
+        assert low < 0.5 < high and high - low > 0.1
+    assert all(ranking.score.max() < 0.6 for ranking in list(probe.rank(found.probe, *found.train).values())[1:])
+    assert all(abs(row.mean_unit - 0.5) < 0.1 for row in controls.label_efficiency(found.train, found.test, 1.0, 3))
+
+
+# Tasks of other kinds, and what cannot be a task
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted") / "weights"
+    planted.smileys().save(folder)
+    return folder
+
+
+def test_a_set_without_splits_is_tested_in_ten_folds(weights, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, smiley in (("custrev.neg", ":("), ("custrev.pos", ":)")):
+        texts = (f"{smiley} {''.join(rng.choice(list('abcdefgh'), 20))}" for _ in range(60))
+        (tmp_path / name).write_text("\n".join(texts))
+    eval_sst.main(weights, task="cr", data=tmp_path, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy_all"] == found["accuracy_alone"] == 1 and found["interval_alone"] == [1, 1]
+    assert found["units"] == [planted.UNIT] * 10 and len(found["c"]) == 10
+    with pytest.raises(UserError, match="without further tests"):
+        eval_sst.main(weights, task="cr", data=tmp_path, controls=True)
+
+
+def test_no_fold_is_tested_by_a_probe_that_saw_it(weights, tmp_path, monkeypatch):
+    for name, smiley in (("custrev.neg", ":("), ("custrev.pos", ":)")):
+        (tmp_path / name).write_text("\n".join(f"{smiley} text {i}" for i in range(20)))
+    folds, fit, seen = tasks.load("cr", tmp_path), probe.fit, []
+    monkeypatch.setattr(probe, "fit", lambda x, y, *dev: (seen.append(len(y) + len(dev[1])), fit(x, y, *dev))[1])
+    flipped = folds._replace(
+        all=folds.all._replace(labels=np.where(folds.fold == 3, 1 - folds.all.labels, folds.all.labels))
+    )
+    done = evaluation.cross_validate(lm.load(weights), flipped, "cell")
+    assert seen == [36] * 10
+    assert not done.right_alone[folds.fold == 3].any(), "labels of a tested fold change nothing that it is tested with"
+
+
+def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    words = {"bad": ":(", "good": ":)", "none": ""}
+    rows = [f"{words[label]} {''.join(rng.choice(list('abcdefgh'), 12))},{label}" for label in words for _ in range(60)]
+    (tmp_path / "moods.csv").write_text("\n".join(["text,label", *rows]))
+    eval_sst.main(weights, task=str(tmp_path / "moods.csv"), json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted.UNIT] * 2
+    assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
+
+
+def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
+    reviews = tmp_path / "reviews.txt"
+    reviews.write_text("\n".join(f"review {i} says :{')('[i % 2]} and more" for i in range(400)))
+    arguments = [
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--data",
+        str(reviews),
+        "--model.hidden",
+        "16",
+        "--model.embed",
+        "8",
+    ]
+    arguments += ["--lanes", "4", "--window", "16", "--updates", "12", "--save-every", "4", "--keep", "9"]
+    assert train.main(arguments) == 0
+    capsys.readouterr()
+    eval_sst.main(
+        tmp_path / "run", task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True
+    )
+    found = json.loads(capsys.readouterr().out)
+    (_, *rows) = found["tables"]["The unit over training"]
+    assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
+    assert all(0 <= accuracy(row[2]) <= 1 for row in rows)
+    assert float(rows[-1][1]) == pytest.approx(found["bits_per_byte_heldout"], abs=1e-4)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "eval_sst.py", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("text,label\n" + "a b c,1\n" * 40, "two classes or more are needed"),
+        ("", "is empty"),
+        ("text,text,label\na,b,1\n", "more than one column is named 'text'"),
+        ("text,mood\na,1\nb,2\n", "--label-key"),
+    ],
+)
+def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, content, says):
+    (tmp_path / "mine.csv").write_text(content)
+    done = command(weights, "--task", tmp_path / "mine.csv")
+    assert done.returncode == 2 and done.stdout == ""
+    *_, last = done.stderr.splitlines()
+    assert says in last and last.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path):
+    rows = [
+        {"text": f":{')('[i % 2]} {'abcdefgh'[i % 8]} \0 \ud800 {i}", "label": ("hot", "cold")[i % 2]}
+        for i in range(90)
+    ]
+    rows.append({"text": ":) " + "a " * 500_000, "label": "hot"})
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = command(weights, "--task", tmp_path / "mine.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["unit"] == planted.UNIT

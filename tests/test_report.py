@@ -1,0 +1,145 @@
+"""A report is one page that holds all it shows: text shows as text, nothing is fetched, no script runs."""
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlstm_jax import report
+from mlstm_jax.text import encode, printable, show
+
+HOSTILE = "<script>document.title='x'</script>"
+VOID = {"meta", "img", "br", "hr"}
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates, too
+
+
+class Page(HTMLParser):
+    """What a page holds: the text of every element, its tags and its addresses."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.parts, self.attributes = [], [], [], {}, []
+        self.feed(html)
+        self.close()
+        assert self.open == []  # all is closed, in order
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+            self.parts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in self.open[-1:]:
+            self.parts[tag][-1] += data
+
+
+def shown(text):
+    """A text as people see it."""
+    return printable(show(encode(text)))
+
+
+def whole(text, png):
+    blocks = [
+        report.heading(text),
+        report.paragraph(text),
+        report.command(text),
+        report.table([[text, 1]], [text, "n"]),
+    ]
+    return report.page(text, [*blocks, report.picture(png, text)])
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory):
+    from matplotlib.figure import Figure
+
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    Figure(figsize=(2, 1)).savefig(path)
+    return path
+
+
+@given(TEXTS)
+def test_any_text_shows_as_itself_in_every_block_and_makes_no_element(png, text):
+    page, calm = Page(whole(text, png)), Page(whole("calm", png))
+    names = lambda page: [(tag, name) for tag, name, _ in page.attributes if name != "class"]  # a number stands right
+    assert page.tags == calm.tags and names(page) == names(calm)
+    want = shown(text)
+    for tag in ("title", "h1", "h2", "p", "code", "figcaption"):
+        assert page.parts[tag] == [want], tag
+    assert page.parts["th"][0] == page.parts["td"][0] == want
+    assert ("img", "alt", want) in page.attributes
+
+
+@given(TEXTS)
+def test_nothing_is_fetched_whatever_the_text(png, text):
+    page = Page(whole(text, png))
+    assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
+    policy = [value for tag, name, value in page.attributes if tag == "meta" and name == "content"][0]
+    assert policy.startswith("default-src 'none'; img-src data:;") and "script" not in page.tags
+    assert not re.search("url\\(|@import", report.STYLE)
+
+
+def test_page_can_always_be_written(png):
+    assert b"\xef\xbf\xbd" in whole("a\ud800\udcff\x00\x1b[2J", png).encode()
+
+
+def test_page_names_its_language_and_fits_a_telephone():
+    page = report.page("A", [])
+    assert page.startswith('<!DOCTYPE html>\n<html lang="en">') and 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page and "max-width: 70ch" in page
+
+
+def test_columns_of_numbers_and_only_those_stand_right():
+    rows = [["a", "61.50%", 7, "0.1 [-0.2, 0.3]"], ["12", "-3.00% ± 0.10%", 1e-9, "–"]]
+    classes = re.findall(r"<t[hd]( scope=\"col\")?( class=\"number\")?>", report.table(rows, "wxyz"))
+    assert [bool(number) for _, number in classes] == [False, True, True, True] * 3
+
+
+def test_rows_without_a_header_are_headed_by_their_first_cell():
+    page = Page(report.table([("task", "sst"), ("units", 512)]))
+    assert (page.parts["th"], page.parts["td"]) == (["task", "units"], ["sst", "512"])
+    assert page.tags.count("thead") == 0
+    assert Page(report.table([])).parts["tbody"] == ["\n\n"]
+
+
+def browser():
+    """Chromium, to be run with a folder of its own; the test is skipped where there is none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or pytest.skip("no chromium here")
+
+
+def opened(path: Path, folder: Path) -> tuple[str, str]:
+    """The page as the browser holds it, and what its console says."""
+    quiet = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), f"--user-data-dir={folder}"]
+    command += ["--enable-logging=stderr", "--v=0", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, timeout=60, env=os.environ | {"HOME": str(folder)})
+    assert done.returncode == 0
+    return done.stdout.decode(), "\n".join(line for line in done.stderr.decode().splitlines() if "CONSOLE" in line)
+
+
+def test_browser_shows_a_script_as_text_and_its_console_is_silent(png, tmp_path):
+    path = tmp_path / "a.html"
+    path.write_text(whole(HOSTILE, png), encoding="utf-8")
+    dom, console = opened(path, tmp_path / "profile")
+    page = Page(dom)
+    assert page.parts["title"] == page.parts["p"] == [HOSTILE] and "script" not in page.tags
+    assert console == ""
+
+
+def test_browser_runs_no_script_that_slipped_in(tmp_path):
+    path = tmp_path / "a.html"
+    path.write_text(report.page("A", [HOSTILE]), encoding="utf-8")
+    dom, console = opened(path, tmp_path / "profile")
+    assert "<title>A</title>" in dom and "Content Security Policy" in console

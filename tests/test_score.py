@@ -1,0 +1,438 @@
+"""A scored file has a row for every row of its source, in order, with nothing lost, wherever the program was killed."""
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from reading import any_text, as_csv, as_parquet, put, unhurried
+from test_units import RECORD
+
+from mlstm_jax import lm, score, units
+from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax.model import init
+from mlstm_jax.score import Review
+from mlstm_jax.text import EMPTY, decode, encode, frame
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ["I loved it", "a <br /> &amp; café", "bad", "x" * 700, "The worst."]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Saved weights of 8 units with a record, which are opened once."""
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    model = lm.LanguageModel(init(ModelConfig(hidden=8, embed=4), 0), folder)
+    model.save(folder)
+    coefficients = (0.0,) * 8
+    record = dataclasses.replace(RECORD, digest=model.digest, coefficients=coefficients, threshold=-0.01, a=-30.0)
+    units.save(record, folder / "units")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "load", cache(lm.load))
+        yield folder
+
+
+def scored(run, source, out, **options):
+    """The rows of a source as dicts, as they are read back from what is written of it."""
+    out.unlink(missing_ok=True)
+    score.main(run, (str(source),), out=out, **options)
+    return back(out.read_bytes(), out.suffix == ".jsonl" or options.get("json"))
+
+
+def back(data, as_json=False):
+    if as_json:
+        return [json.loads(line) for line in data.split(b"\n")[:-1]]
+    rows = csv.reader(io.StringIO(decode(data), newline=""), strict=True)
+    header = next(rows)
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
+    number = lambda row: {name: float(row[name]) if row[name] else None for name in ("value", "probability")}
+    return [row | {"line": int(row["line"])} | number(row) for row in rows]
+
+
+def texts_file(path, texts=TEXTS, labels=None):
+    labels = [i % 2 for i in range(len(texts))] if labels is None else labels
+    return put(path, as_csv([["label", "text"], *zip(labels, texts, strict=True)], quoting=csv.QUOTE_ALL))
+
+
+# Rows
+
+
+@pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
+def test_values_are_those_of_each_text_alone_in_the_feature_of_the_record(run, tmp_path, feature):
+    model = lm.load(run)
+    record = dataclasses.replace(units.load(model.record_dirs, model.digest), feature=feature, task=f"task_{feature}")
+    units.save(record, run / "units")
+    rows = scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.jsonl", task=record.task)
+    alone = [float(model.encode([text], feature)[0, record.unit]) for text in TEXTS]
+    np.testing.assert_allclose([row["value"] for row in rows], alone, rtol=1e-5, atol=1e-6)
+    by_hand = [1 / (1 + np.exp(-(record.a * row["value"] + record.b))) for row in rows]
+    np.testing.assert_allclose([row["probability"] for row in rows], by_hand, rtol=1e-12)
+    above = [record.sign * row["value"] > record.sign * record.threshold for row in rows]
+    assert [row["sentiment"] for row in rows] == ["positive" if x else "negative" for x in above]
+    assert [row["label"] for row in rows] == list("01010") and [row["text"] for row in rows] == TEXTS
+    (run / "units" / f"{record.task}.json").unlink()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_on_the_threshold_is_not_positive_and_float32_does_not_round_it_away(sign):
+    record = dataclasses.replace(RECORD, sign=sign, threshold=0.1)  # float32(0.1) lies above 0.1
+    values = np.array([0.1, np.float32(0.1), 0.2, 0.0, np.nan])
+    expected = [False, True, True, False, False] if sign == 1 else [False, False, False, True, False]
+    assert score.positive(values, record).tolist() == expected
+
+
+def test_probability_neither_overflows_nor_loses_small_ones():
+    record = dataclasses.replace(RECORD, a=1.0, b=0.0)
+    found = score.probability(np.array([-1e9, -700.0, 0.0, 700.0, 1e308, np.nan]), dataclasses.replace(record, a=2.0))
+    assert found[[0, 2, 3, 4]].tolist() == [0, 0.5, 1, 1] and np.isnan(found[5])
+    np.testing.assert_allclose(score.probability(np.array([-700.0]), record), np.exp(-700.0), rtol=1e-12)
+
+
+@unhurried
+@given(texts=st.lists(any_text, min_size=1, max_size=8))
+@example(texts=["\0", "a\rb", "c\nd", "e\r\n", '"', ",", "=1+1", "\ud800", "\udcff", "\u2028\x85", " ", "", "nan"])
+def test_every_row_comes_out_once_in_order_with_its_whole_text(run, folder, texts):
+    lines = [json.dumps({"text": text}) for text in texts]
+    source = put(folder / "a.jsonl", "\n".join(lines))
+    known = [json.loads(line)["text"] for line in lines]  # json joins surrogates that stand side by side
+    as_json = scored(run, source, folder / "out.jsonl")
+    assert [row["text"] for row in as_json] == known
+    held = [decode(encode(text)) for text in known]  # all that UTF-8 can hold, and bytes that are none
+    as_table = scored(run, source, folder / "out.csv")
+    assert [row["text"] for row in as_table] == held
+    from_table = scored(run, texts_file(folder / "a.csv", texts), folder / "out.jsonl")
+    assert [row["text"] for row in from_table] == [decode(encode(text)) for text in texts]
+    for rows in (as_json, as_table, from_table):
+        empty = [frame(text) == EMPTY for text in known]
+        assert [row["value"] is None for row in rows] == [bool(row["note"]) for row in rows] == empty
+    assert [row["line"] for row in as_json] == [row["line"] for row in as_table] == list(range(1, len(texts) + 1))
+    values = [[row["value"] for row in rows] for rows in (as_json, as_table)]
+    assert values[0] == values[1]
+
+
+def test_rows_without_a_value_are_kept_and_told_by_number(run, tmp_path, capsys):
+    lines = ['{"text": "good", "label": 1}', "{broken", '{"text": NaN}', '{"text": null}', '{"text": " &nbsp; "}', "{}"]
+    lines += ["", '{"text": "bad"}'] + ['{"text": ""}'] * 4
+    rows = scored(run, put(tmp_path / "a.jsonl", "\n".join(lines)), tmp_path / "b.jsonl")
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]
+    assert [row["line"] for row in rows if row["value"] is not None] == [1, 8]
+    assert rows[1]["text"] == "{broken" and rows[1]["note"].startswith("not readable: not JSON")
+    assert rows[2]["note"] == "not readable: 'text' is not a text" and rows[3]["note"] == "empty"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("2 without a value, not readable (the first: not JSON") and told[0].endswith("lines 2, 3")
+    assert told[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", f"11 rows in {tmp_path / 'b.jsonl'}"]
+
+
+def test_rows_of_a_table_that_have_too_many_columns_are_kept(run, tmp_path):
+    source = put(tmp_path / "a.tsv", "text\tlabel\ngood\t1\na\tb\tc\nbad\t0\n")
+    rows = scored(run, source, tmp_path / "b.csv")
+    assert [(row["line"], row["text"], row["label"]) for row in rows] == [
+        (2, "good", "1"),
+        (3, "a\tb\tc", ""),
+        (4, "bad", "0"),
+    ]
+    assert rows[1]["value"] is None and "3 columns" in rows[1]["note"]
+
+
+def test_every_kind_of_file_and_a_folder_are_read(run, tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    texts_file(folder / "a.csv.gz")
+    as_parquet(folder / "b.parquet", review=TEXTS)
+    put(folder / "c.txt.zst", "\n".join(TEXTS))
+    rows = scored(run, folder, tmp_path / "out.jsonl")
+    assert [row["text"] for row in rows] == TEXTS * 3 and len({row["source"] for row in rows}) == 3
+    assert [row["label"] for row in rows] == list("01010") + [None] * 10
+    for value in ("value", "sentiment"):
+        assert [row[value] for row in rows[:5]] == [row[value] for row in rows[5:10]]
+    unlabelled = scored(run, folder / "c.txt.zst", tmp_path / "out.csv")
+    assert list(unlabelled[0]) == ["line", "text", "value", "probability", "sentiment", "note"]
+
+
+def test_keys_are_named(run, tmp_path):
+    source = put(tmp_path / "a.csv", as_csv([["text", "body", "stars"], ["no", "yes", "5.0"]]))
+    (row,) = scored(run, source, tmp_path / "b.csv", text_key="body", label_key="stars")
+    assert (row["text"], row["label"]) == ("yes", "5.0")
+
+
+def test_a_long_text_among_short_ones_is_read_as_it_is(run, tmp_path):
+    rows = scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.jsonl")
+    alone = lm.load(run).encode(TEXTS)[:, 2]
+    np.testing.assert_allclose([row["value"] for row in rows], alone, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, 30)), st.integers(1, 5), st.integers(1, 40))
+def test_groups_are_bounded_and_hold_every_review_in_order(lengths, rows, size):
+    reviews = [Review("a", n, "x" * k, None, None, b"x" * k, 0.0) for n, k in enumerate(lengths)]
+    found = list(score.groups(iter(reviews), rows, size))
+    assert [review for group in found for review in group] == reviews
+    assert all(1 <= len(group) <= rows for group in found)
+    assert all(len(group) == 1 or sum(len(review.text) for review in group) <= size for group in found)
+
+
+def test_no_value_depends_on_the_size_of_groups(run, tmp_path, monkeypatch):
+    source = texts_file(tmp_path / "a.csv", TEXTS * 5)
+    whole = scored(run, source, tmp_path / "b.jsonl")
+    monkeypatch.setattr(score, "ROWS", 3)
+    parts = scored(run, source, tmp_path / "c.jsonl")
+    np.testing.assert_allclose(*([row.pop("value") for row in rows] for rows in (whole, parts)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(*([row.pop("probability") for row in rows] for rows in (whole, parts)), rtol=1e-4)
+    assert whole == parts
+
+
+def test_progress_adds_up_to_the_bytes_of_the_input(run, tmp_path, monkeypatch):
+    heard = []
+
+    class Bar:
+        def __init__(self, what, total, show):
+            heard.append(total)
+
+        __enter__ = lambda self: heard.append
+        __exit__ = lambda *_: None
+
+    monkeypatch.setattr(score, "progress", Bar)
+    monkeypatch.setattr(score, "ROWS", 2)
+    source = texts_file(tmp_path / "a.csv", [*TEXTS, "", "", "", ""])
+    scored(run, source, tmp_path / "b.csv")
+    assert heard[0] == source.stat().st_size == pytest.approx(sum(heard[1:]))
+
+
+# Refusals
+
+
+def refused(run, source, out, **options):
+    with pytest.raises(UserError) as error:
+        score.main(run, (str(source),), out=out, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_done_is_one_line_before_anything_is_written(run, tmp_path):
+    source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
+    assert "no such file" in refused(run, tmp_path / "none.csv", out)
+    assert "is empty" in refused(run, put(tmp_path / "empty.csv", b""), out)
+    assert "no review" in refused(run, put(tmp_path / "header.csv", b"text,label\n"), out)
+    assert "no review" in refused(run, put(tmp_path / "blank.txt", b"\n \n\n"), out)
+    assert "--text-key" in refused(run, put(tmp_path / "c.csv", b"a,b\n1,2\n"), out)
+    assert "no column 'x'" in refused(run, source, out, text_key="x")
+    assert "no column 'x'" in refused(run, source, out, label_key="x")
+    twice = put(tmp_path / "twice.csv", b"text,text\n1,2\n")
+    assert "more than one column is named 'text'" in refused(run, twice, out)
+    assert "make it first" in refused(run, source, tmp_path / "none" / "b.csv")
+    assert "is an input" in refused(run, source, source)
+    assert ".jsonl" in refused(run, source, tmp_path / "b.parquet")
+    assert ".jsonl" in refused(run, source, tmp_path / "b.csv.gz")
+    assert "--out" in refused(run, source, Path("-"), resume=True)
+    assert "--resume takes files" in refused(run, "-", out, resume=True)
+    assert "imdb" in (lacks := refused(run, source, out, task="imdb")) and "python eval_sst.py RUN" in lacks
+    assert str(tmp_path / "none") in refused(tmp_path / "none", source, out)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("b.")]
+
+
+def test_an_existing_file_is_left_as_it_is(run, tmp_path):
+    source, out = texts_file(tmp_path / "a.csv"), put(tmp_path / "b.csv", b"mine")
+    for resume in (False, True):
+        assert "exists" in refused(run, source, out, resume=resume) and out.read_bytes() == b"mine"
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(run, tmp_path, monkeypatch):
+    source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
+    monkeypatch.setattr(score, "unchanged", lambda source: False)
+    assert "has changed while it was read" in refused(run, source, out) and not out.exists()
+
+
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, monkeypatch):
+    model = lm.load(run)
+    monkeypatch.setitem(model.__dict__, "weights", model.weights._replace(x=model.weights.x * np.nan))
+    assert "not finite" in refused(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.csv")
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+# Killed, and resumed
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(run, source, out, monkeypatch, after=2, **options):
+    """Leaves what a run leaves that is killed behind a group, in the midst of the next."""
+    heard, as_rows = [], score.as_rows
+
+    def dying(*args):
+        heard.append(1)
+        if len(heard) > after:
+            raise Killed
+        return as_rows(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(score, "as_rows", dying)
+        score.main(run, (str(source),), out=out, **options)
+    with open(f"{out}.part", "ab") as file:
+        file.write(b"half a ro")
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.jsonl"])
+def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(score, "ROWS", 3)
+    source, out = texts_file(tmp_path / "a.csv", TEXTS * 5), tmp_path / name
+    scored(run, source, whole := tmp_path / f"whole{out.suffix}")
+    kill(run, source, out, monkeypatch)
+    assert not out.exists()
+    assert "--resume" in refused(run, source, out)
+    kill(run, source, out, monkeypatch, resume=True)
+    encoded = []
+    monkeypatch.setattr(score, "read", lambda *args, read=score.read: encoded.append(1) or read(*args))
+    score.main(run, (str(source),), out=out, resume=True)
+    assert out.read_bytes() == whole.read_bytes() and len(encoded) == 9 - 4
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.csv", out.name, whole.name])
+
+
+def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "ROWS", 3)
+    source, out = texts_file(tmp_path / "a.csv", TEXTS * 5), tmp_path / "b.csv"
+    kill(run, source, out, monkeypatch)
+    part, state = tmp_path / "b.csv.part", tmp_path / "b.csv.part.state"
+    before = part.read_bytes(), state.read_bytes()
+    again = lambda **options: refused(run, source, out, resume=True, **options)
+    assert "another keys" in again(text_key="text")
+    assert "another format: 'CSV', now 'JSON lines'" in again(json=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.load(run), "precision", "bfloat16")
+        assert "another precision: 'float32', now 'bfloat16'" in again()
+    model = lm.load(run)
+    other = dataclasses.replace(units.load(model.record_dirs, model.digest), task="other", unit=3)
+    units.save(other, run / "units")
+    assert "another unit record" in again(task="other")
+    (run / "units" / "other.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "ROWS", 4)
+        assert "another size of groups" in again()
+    was = source.stat()
+    os.utime(source, (1, 1))
+    assert f"another {source} (kind, bytes, time)" in again()
+    os.utime(source, ns=(was.st_atime_ns, was.st_mtime_ns))
+    more = texts_file(tmp_path / "more.csv")
+    with pytest.raises(UserError, match="another input: "):
+        score.main(run, (str(source), str(more)), out=out, resume=True)
+    assert (part.read_bytes(), state.read_bytes()) == before
+    for damage in (b"", b"{}", b"[]", b'{"groups": 1, "bytes": 1e9}', b'{"groups": 1, "bytes": 99999999}'):
+        state.write_bytes(damage)
+        assert "damaged" in again()
+    state.unlink()
+    assert "missing" in again() and part.read_bytes() == before[0]
+
+
+def test_a_run_that_was_killed_before_its_first_group_starts_again(run, tmp_path):
+    source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
+    put(tmp_path / "b.csv.part", b"")
+    score.main(run, (str(source),), out=out, resume=True)
+    assert len(back(out.read_bytes())) == 5 and sorted(os.listdir(tmp_path)) == ["a.csv", "b.csv"]
+
+
+def test_a_file_that_another_process_writes_is_refused(run, tmp_path):
+    import fcntl
+
+    source, part = texts_file(tmp_path / "a.csv"), put(tmp_path / "b.csv.part", b"theirs")
+    with open(part, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process" in refused(run, source, tmp_path / "b.csv", resume=True)
+    assert part.read_bytes() == b"theirs"
+
+
+# In a process of its own
+
+
+SMALL = "import sys; from mlstm_jax import score; from mlstm_jax.config import script; import tyro; score.ROWS = 20; "
+SMALL += "script(lambda: tyro.cli(score.main))"
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def start(*arguments, before=(), **more):
+    command = [*before, sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def ended(*arguments, data=None, **more):
+    process = start(*arguments, stdin=subprocess.PIPE, **more)
+    out, err = process.communicate(data, timeout=60)
+    return process.returncode, out, err.decode()
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, tmp_path):
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abc é\n,", k=draw.randrange(200))) for _ in range(2500)]
+    source, whole, out = texts_file(tmp_path / "a.csv.gz", texts), tmp_path / "whole.csv", tmp_path / "b.csv"
+    assert ended("-c", SMALL, run, source, "--out", whole)[0] == 0
+    state, kills, groups = tmp_path / "b.csv.part.state", 0, 0
+    while not out.exists():
+        process = start("-c", SMALL, run, source, "--out", out, "--resume")
+        until = groups + draw.randrange(1, 30)
+        while process.poll() is None:
+            try:
+                groups = json.loads(state.read_bytes())["groups"]
+            except (OSError, ValueError):
+                pass
+            if kills < 2 and groups >= until:
+                time.sleep(draw.random() / 200)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001)
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert kills and out.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.csv.gz", "b.csv", "whole.csv"]
+
+
+def test_standard_input_to_standard_output(run, tmp_path):
+    data = b'{"text": "good", "label": 1}\n{"text": "b\\u0000d"}\n'
+    status, out, err = ended("-m", "mlstm_jax.score", run, "-", data=data)
+    assert status == 0 and err == "2 rows\n"
+    assert [(row["text"], row["label"]) for row in back(out)] == [("good", "1"), ("b\0d", "")]
+    status, out, _ = ended("-m", "mlstm_jax.score", run, "-", "--json", data=b"good\nb\xffd\n")
+    assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0
+
+
+def test_a_full_disk_is_one_line_and_what_is_done_is_kept(run, tmp_path):
+    source, out = texts_file(tmp_path / "a.csv", TEXTS * 100), tmp_path / "b.csv"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000)); "
+    status, _, err = ended("-c", limit + SMALL, run, source, "--out", out)
+    assert status == 2 and err.count("\n") == 1 and err.startswith(f"error: cannot write {out}.part: File too large")
+    assert "--resume" in err and not out.exists()
+    status, _, err = ended("-c", SMALL, run, source, "--out", out, "--resume")
+    assert status == 0 and len(back(out.read_bytes())) == 500
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "mlstm_jax.score", run, source]
+        process = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
+    assert process.returncode == 2 and process.stderr.startswith(b"error: cannot write to standard output: No space")
+    assert process.stderr.count(b"\n") == 1
+
+
+def test_a_damaged_input_is_one_line(run, tmp_path):
+    data = gzip.compress(as_csv([["text"], *[[text] for text in TEXTS * 50]]))
+    (source := tmp_path / "a.csv.gz").write_bytes(data[:-9])
+    assert "not a whole gzip file" in refused(run, source, tmp_path / "b.csv")
+    assert os.listdir(tmp_path) == ["a.csv.gz"]
+
+
+def test_help_is_quick_and_says_what_to_expect():
+    code = """import sys, tyro; from mlstm_jax import score
+try: tyro.cli(score.main, args=["--help"])
+except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
+    begun = time.monotonic()
+    status, out, _ = ended("-c", code)
+    assert status == 0 and out.endswith(b"set()\n") and b"600 bytes a second" in out and b"--resume" in out
+    assert time.monotonic() - begun < 5  # of a machine that does other things, too
