@@ -102,7 +102,7 @@ def test_held_out_figure_equals_the_models_own(finished, reviews):
 
 
 def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
-    eval_sst.main(finished, sst=SST, json=True)
+    eval_sst.main(finished, data=SST, json=True)
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["unit"] < 16 and 0 <= found["accuracy_all"] <= 1 and found["update"] == 20
     assert (finished / "units" / "sst.json").is_file() and (finished / "eval" / "sst" / "histogram.png").is_file()

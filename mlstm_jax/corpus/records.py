@@ -14,7 +14,7 @@ from mlstm_jax.config import require
 from mlstm_jax.text import decode, encode
 
 TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")
-LABEL_KEYS = ("overall", "rating", "star_rating", "stars", "label", "sentiment", "polarity")
+LABEL_KEYS = ("overall", "rating", "star_rating", "label", "stars", "sentiment", "polarity")
 LITERAL = 1 << 20  # bytes of a line that Python's own parser is given: it may take 500 times as much memory
 
 
