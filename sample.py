@@ -69,6 +69,9 @@ def main(
     require(not (stream and json), "--stream prints text and --json prints objects; leave one out")
     require(not stream or num in (None, 1), "--stream prints one sample; leave --num out")
     require(sentiment is None or clamp_feature == "cell", "--sentiment holds a cell state; leave --clamp-feature out")
+    require(
+        task is None or sentiment is not None, "--task says whose unit --sentiment holds; add --sentiment, as in +2"
+    )
     num = num if num is not None else 1 if stream else 4
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -78,8 +81,9 @@ def main(
         if sentiment is not None:
             record = units.load(model.record_dirs, model.digest, task)
             require(record.unit not in held, f"--sentiment holds unit {record.unit}, and so does --clamp")
-            held[record.unit] = units.clamp_value(record, sentiment)
-            print(f"holding unit {record.unit} at {held[record.unit]:.4g}", file=sys.stderr)
+            value = units.clamp_value(record, sentiment)
+            print(f"holding unit {record.unit} at {value:.4g}", file=sys.stderr)
+            held[record.unit] = [(0, value)]
     shown = printable if sys.stdout.isatty() else lambda text: text
     options = dict(top_k=top_k, top_p=top_p, clamp_of=clamp_feature, clamp_prime=clamp_prime, stop=stop)
     if stream:
@@ -95,7 +99,7 @@ def main(
         about = dict(prime=show(encode(prime)), seed=seed, temperature=temperature, length=length, clamp=held)
         about |= options | {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
         texts = [dumps({"text": text, "index": index} | about) for index, text in enumerate(texts)]
-    print(("\n" if json else "\n\n").join(map(shown, texts)))
+    print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)
 
 
 def parse_clamp(pair: str) -> tuple[int, list[tuple[int, float | None]]]:

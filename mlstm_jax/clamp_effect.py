@@ -63,11 +63,12 @@ def measure(
     other = f"this unit was found in other weights; find that of {model.path}: {units.command(record.task)}"
     require(record.digest == model.digest, other)
     require(length >= 1, "samples to judge need a length of at least 1 byte")
+    values = [units.clamp_value(record, k) for k in deviations]
     scorers = available() if scorers is None else scorers
     rows = []
     with progress("sampling", len(deviations) * num * length, show_progress) as done:
-        for k in deviations:
-            value, written = units.clamp_value(record, k), [bytearray() for _ in range(num)]
+        for k, value in zip(deviations, values, strict=True):
+            written = [bytearray() for _ in range(num)]
 
             def hear(sample, piece, written=written):
                 written[sample].extend(piece)
@@ -140,7 +141,7 @@ def vader() -> Scorer:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise UserError("scoring with VADER needs vaderSentiment: pip install vaderSentiment") from None
+        raise UserError("VADER needs vaderSentiment: pip install vaderSentiment") from None
     score = SentimentIntensityAnalyzer().polarity_scores
     return lambda texts: np.array([score(text)["compound"] for text in texts], np.float64)
 
@@ -149,7 +150,7 @@ def bag_of_words(task: Any = None) -> tuple[Scorer, float]:
     """P(positive) of a logistic regression on words and pairs of words (TF-IDF), and its accuracy on the test texts.
 
     Trained on the training texts of `task` (by default the packaged IMDB reviews). Raises UserError where scikit-learn
-    is not installed.
+    or the packaged reviews are not installed.
     """
     from mlstm_jax import tasks
 
@@ -166,13 +167,13 @@ def bag_of_words(task: Any = None) -> tuple[Scorer, float]:
 
 
 def available() -> dict[str, Scorer]:
-    """The scorers that can be had here, by name. One whose package is missing is left out, and a line says so."""
+    """The scorers that can be had here, by name. One that lacks its package or its reviews is left out with a line."""
     found = {}
     for name, make in (("VADER", vader), ("bag of words", bag_of_words)):
         try:
             found[name] = make()
         except UserError as error:
-            print(f"{error}; left out", file=sys.stderr)
+            print(f"not judged by {name}: {error}", file=sys.stderr)
     if "bag of words" in found:
         found["bag of words"], accuracy = found["bag of words"]
         print(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", file=sys.stderr)

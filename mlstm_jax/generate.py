@@ -16,7 +16,7 @@ from mlstm_jax.recurrence import State, Weights, scan, step, zero_state
 Schedule = Mapping[int, float | Sequence[tuple[int, float | None]]]  # unit -> value, or [(from this byte on, value)]
 Held = Float[Array, "hidden"] | None  # the units held for a stretch, NaN where free; None holds none
 
-CHUNK = 64  # bytes in one compiled call, whatever the length asked for
+CHUNK = 16  # bytes in one compiled call, whatever the length asked for: as often a stream is heard of
 GROUP = 16  # samples side by side on a CPU, where rounding, and so a text, would depend on the size of the batch
 
 
@@ -27,10 +27,9 @@ def likely(
 
     The likeliest byte always may. Of equal logits the lower byte goes first, as in argmax.
     """
-    byte, one, other = jnp.arange(len(logits)), logits[:, None], logits[None]
-    ahead = (other > one) | (
-        (other == one) & (byte[None] < byte[:, None])
-    )  # comparing all pairs is faster than sorting
+    one, other = logits[:, None], logits[None]
+    lower = jnp.tri(len(logits), k=-1, dtype=bool)
+    ahead = (other > one) | ((other == one) & lower)  # comparing all pairs is faster than sorting
     kept = (ahead.sum(axis=1) < top_k) | (top_k == 0)
     before = jnp.where(ahead, jax.nn.softmax(jnp.where(kept, logits, -jnp.inf))[None], 0).sum(axis=1)
     return kept & ((before < top_p) | (before == 0) | (top_p >= 1))
@@ -70,7 +69,9 @@ def stretches(clamp: Schedule) -> dict[int, dict[int, float]]:
     }
 
 
-_read = partial(jax.jit, static_argnames="of")(scan)
+@partial(jax.jit, static_argnames="of")
+def _read(weights, data, state, lengths, clamp, of):
+    return scan(weights, data, state, lengths, clamp, of=of)[0]
 
 
 def _prime(weights, prime: bytes, clamp, of) -> State:
@@ -79,20 +80,20 @@ def _prime(weights, prime: bytes, clamp, of) -> State:
     for start in range(0, len(prime), CHUNK):
         piece = np.frombuffer(prime[start : start + CHUNK], np.uint8)
         padded = np.pad(piece, (0, CHUNK - len(piece)))[None]
-        state, _ = _read(weights, padded, state, np.array([len(piece)], np.int32), clamp, of=of)
+        state = _read(weights, padded, state, np.array([len(piece)], np.int32), clamp, of)
     return state
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="of")
-def _write(weights, state, keys, first, temperature, top_k, top_p, starts, values, of):
-    def body(state, position):
+def _write(weights, state, keys, first, temperature, top_k, top_p, clamps, of):
+    def body(state, inputs):
+        position, clamp = inputs
         keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
         logits = read_out(weights, state[1])
         bytes_ = jax.vmap(choose, (0, 0, None, None, None))(keys_here, logits, temperature, top_k, top_p)
-        clamp = values[jnp.searchsorted(starts, position, side="right") - 1]
         return step(weights, state, bytes_, clamp, of), bytes_
 
-    state, written = jax.lax.scan(body, state, first + jnp.arange(CHUNK))
+    state, written = jax.lax.scan(body, state, (first + jnp.arange(len(clamps)), clamps))
     return state, written.T
 
 
@@ -118,23 +119,25 @@ def stream(
     mapping from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first
     stretch. With `stop` a sample ends before the first newline that it writes.
     """
-    held = clamp if isinstance(clamp, Mapping) else {0: clamp}
-    free = jnp.full(weights.wmh.shape[0], jnp.nan)
-    starts = jnp.array(sorted(held), jnp.int32)
-    values = jnp.stack([free if held[start] is None else jnp.float32(held[start]) for start in sorted(held)])
-    after_prime = _prime(weights, prime, held[0] if clamp_prime else None, of)
+    held = dict(sorted(clamp.items())) if isinstance(clamp, Mapping) else {0: clamp}
+    free = np.full(weights.wmh.shape[0], np.nan, np.float32)
+    values = np.stack([free if value is None else np.asarray(value) for value in held.values()])
+    after_prime = _prime(weights, prime, values[0] if clamp_prime else free, of)
     limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)
-    group = GROUP if jax.default_backend() == "cpu" else num
+    group, chunk = (GROUP, CHUNK) if jax.default_backend() == "cpu" else (num, 4 * CHUNK)  # there a call costs more
     for first in range(0, num, group):
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group))
         state = tuple(jnp.repeat(s, group, axis=0) for s in after_prime)
         writing = list(range(min(group, num - first)))
-        for start in range(0, length, CHUNK):
-            state, written = _write(weights, state, keys, start, *limits, starts, values, of)
+        for start in range(0, length, chunk):
+            # One clamp for every byte: the shape, and so the compiled program, is the same whatever is held when.
+            clamps = values[np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1]
+            state, written = _write(weights, state, keys, start, *limits, clamps, of)
             written = np.asarray(written)[:, : length - start]
             for i in list(writing):
-                piece, end, _ = written[i].tobytes().partition(b"\n") if stop else (written[i].tobytes(), b"", b"")
-                if end:
+                piece = written[i].tobytes()
+                if stop and b"\n" in piece:
+                    piece = piece[: piece.index(b"\n")]
                     writing.remove(i)
                 yield first + i, piece
             if not writing:

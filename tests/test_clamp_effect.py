@@ -1,6 +1,7 @@
 """What holding a unit does, measured: on a model made by hand whose unit 7 drives what is written."""
 
 import dataclasses
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -131,11 +132,12 @@ def test_nothing_to_score_is_one_clear_line(lm, record):
         clamp_effect.measure(lm, record, length=0, scorers={})
 
 
-def test_a_record_of_other_weights_or_of_another_feature_is_refused(lm, record):
+def test_a_record_of_other_weights_or_of_another_feature_is_refused(lm, record, monkeypatch):
     with pytest.raises(UserError, match="other weights.*python eval_sst.py RUN --task imdb"):
         clamp_effect.measure(lm, RECORD, scorers={})
+    monkeypatch.setattr(clamp_effect, "available", lambda: pytest.fail("scorers were trained first"))
     with pytest.raises(UserError, match="only a cell state can be held"):
-        clamp_effect.measure(lm, dataclasses.replace(record, feature="hidden"), scorers={})
+        clamp_effect.measure(lm, dataclasses.replace(record, feature="hidden"))
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
@@ -181,10 +183,24 @@ TASK = Task(
 )
 
 
-def test_bag_of_words_learns_the_words():
-    scorer, accuracy = clamp_effect.bag_of_words(TASK)
-    good, bad, unknown = scorer(["great, great", "awful", "\ufffd"])
+@pytest.fixture(scope="module")
+def words():
+    return clamp_effect.bag_of_words(TASK)[0]
+
+
+def test_bag_of_words_learns_the_words(words):
+    accuracy = clamp_effect.bag_of_words(TASK)[1]
+    good, bad, unknown = words(["great, great", "awful", "\ufffd"])
     assert accuracy == 1 and good > 0.8 and bad < 0.2 and bad < unknown < good
+
+
+@settings(deadline=None, max_examples=20)
+@given(texts=st.lists(st.text(), min_size=1, max_size=6))
+def test_a_score_does_not_depend_on_the_other_texts(words, texts):
+    for scorer in (words, clamp_effect.vader()):
+        together = scorer(texts)
+        assert together.shape == (len(texts),) and np.isfinite(together).all()
+        np.testing.assert_allclose(together, [scorer([text])[0] for text in texts], rtol=1e-12)
 
 
 def test_vader_hears_sentiment():
@@ -197,4 +213,18 @@ def test_a_scorer_whose_package_is_missing_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(clamp_effect, "bag_of_words", lambda: (share_of_g, 1.0))
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
     assert clamp_effect.available() == {"bag of words": share_of_g}
-    assert "pip install vaderSentiment; left out" in capsys.readouterr().err
+    assert "not judged by VADER: VADER needs vaderSentiment: pip install vaderSentiment\n" in capsys.readouterr().err
+
+
+def test_without_any_scorer_the_cost_in_bits_is_still_measured(lm, record, monkeypatch, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    rows = clamp_effect.measure(lm, record, (-2, 2), 4, 20)
+    assert all(row.scores == {} and row.bits_per_byte.low > 0 for row in rows)
+    assert clamp_effect.monotone(rows) == {}
+    vader, words = capsys.readouterr().err.splitlines()
+    assert vader.startswith("not judged by VADER: ")
+    assert words.startswith("not judged by bag of words: the packaged reviews are missing; install them with: ")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_the_bytes_that_may_be_drawn_are_the_likeliest_lower_bytes_first(logits,
     assert 1 <= count <= len(order) and set(np.flatnonzero(kept)) == set(order[:count])
     assert mass[: count - 1].sum() < p + 1e-6  # none too many
     assert mass[:count].sum() > p - 1e-6  # none too few
+
+
+@pytest.mark.parametrize(
+    "k, p, kept", [(3, 1.0, [1, 2, 5]), (0, 0.6, [1, 5]), (4, 0.75, [1, 2, 5]), (0, 1.0, range(6))]
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_bytes_are_drawn_as_often_as_the_softmax_of_those_kept_has_it(k, p, kept, temperature):
+    logits = temperature * jnp.log(jnp.array([0.05, 0.4, 0.125, 0.125, 0.1, 0.2]))  # of bytes 2 and 3 the lower is kept
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    drawn = jax.vmap(generate.choose, (0, None, None, None, None))(keys, logits, temperature, k, p)
+    expected = np.zeros(6)
+    expected[list(kept)] = np.exp(logits / temperature)[list(kept)]
+    expected /= expected.sum()
+    found = np.bincount(drawn, minlength=6) / len(keys)
+    assert not found[expected == 0].any()
+    assert (np.abs(found - expected) < 4.5 * np.sqrt(expected * (1 - expected) / len(keys)) + 1e-9).all()
 
 
 def test_no_limit_keeps_every_byte():
@@ -105,10 +122,17 @@ def test_limits_that_cut_nothing_change_nothing(lm):
 
 def test_no_setting_compiles_again(lm):
     lm.generate("I ", 2, 70, clamp={1: 1.0})
-    before = generate._write._cache_size()
-    for options in (dict(top_k=3), dict(top_p=0.2, temperature=0.3), dict(clamp={3: 1.0, 4: 2.0}), dict(stop=True)):
-        lm.generate("I ", 2, 90, **options)
-    assert generate._write._cache_size() == before
+    before = generate._write._cache_size(), generate._read._cache_size()
+    for options in (
+        dict(top_k=3),
+        dict(top_p=0.2, temperature=0.3),
+        dict(length=300, seed=8),
+        dict(num=9, stop=True),
+        dict(clamp={3: [(0, 1.0), (20, None), (30, 2.0)], 4: 2.0}, clamp_prime=True),
+        dict(prime="A prime that is longer than a chunk is"),
+    ):
+        lm.generate(**dict(prime="I ", num=2, length=70) | options)
+    assert (generate._write._cache_size(), generate._read._cache_size()) == before
 
 
 # Units held
@@ -136,6 +160,25 @@ def by_hand(lm, start, length, values, of="cell", prime_clamp=None):
         state = recurrence.step(lm.weights, state, jnp.array(data[-1:]), none.at[3].set(value), of)
         states.append(state)
     return bytes(data), states
+
+
+starts = st.lists(st.integers(0, 60), min_size=1, max_size=3, unique=True).map(sorted)
+schedules = st.dictionaries(st.integers(0, 15), starts, min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(starts=schedules, values=st.lists(st.none() | st.floats(-2, 2, width=32), min_size=9, max_size=9))
+def test_a_schedule_is_what_reading_byte_by_byte_under_its_values_gives(lm, starts, values):
+    values = iter(values)
+    schedule = {unit: [(byte, next(values)) for byte in bytes_] for unit, bytes_ in starts.items()}
+    logits, state = lm.read(b"\n I ")
+    expected = b""
+    for byte in range(70):
+        expected += bytes([int(logits[-1].argmax())])
+        newest = {unit: [value for start, value in parts if start <= byte][-1:] for unit, parts in schedule.items()}
+        held = {unit: value[0] for unit, value in newest.items() if value and value[0] is not None}
+        logits, state = lm.read(expected[-1:], state, held)
+    assert written(lm, "I ", 1, 70, temperature=0, clamp=schedule) == [expected]
 
 
 @pytest.mark.parametrize("of", ["cell", "hidden"])
@@ -217,7 +260,7 @@ def test_nothing_is_computed_once_all_texts_have_ended(monkeypatch):
 def test_what_is_heard_is_what_is_written(lm):
     heard = {}
     texts = lm.generate("é ", 18, 150, temperature=2.0, hear=lambda i, piece: heard.setdefault(i, []).append(piece))
-    assert sorted(heard) == list(range(18)) and len(heard[0]) == 3
+    assert sorted(heard) == list(range(18)) and len(heard[0]) == 10
     for i, text in enumerate(texts):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         assert (
@@ -291,6 +334,28 @@ def test_a_streamed_sample_is_the_sample(saved, capsys, length):
     assert capsys.readouterr().out == whole and "é\ufffd " in whole
 
 
+def test_no_character_is_torn_in_a_stream(tmp_path, capsys, monkeypatch):
+    # Units 0 and 1 say that the last byte was the first or the second of "€", so that the model writes it for ever.
+    first, second, third = "€".encode()
+    params = {name: jnp.zeros_like(array) for name, array in model.init(ModelConfig(hidden=8, embed=4), seed=0).items()}
+    params["embed"] = params["embed"].at[first, 0].set(1.0).at[second, 1].set(1.0)
+    params["wx"] = params["wx"].at[0, 24].set(1.0).at[1, 25].set(1.0)  # into u
+    params |= {"gx": jnp.full(32, 5.0), "b": jnp.repeat(jnp.array([9.0, -9.0, 9.0, 0.0]), 8)}  # i, f, o are 1, 0, 1
+    params["out"] = params["out"].at[0, second].set(99.0).at[1, third].set(99.0)
+    LanguageModel(params | {"out_b": params["out_b"].at[first].set(9.0)}, Path("nowhere")).save(tmp_path / "model")
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda *values, **_: printed.append("".join(map(str, values))))
+    sample.main(tmp_path / "model", prime="€: ", length=300, stream=True)
+    pieces = [piece for piece in printed if piece]
+    assert len(pieces) > 10 and "".join(pieces) == "€: " + "€" * 100
+
+
+def test_a_reader_who_goes_ends_a_stream_in_silence(saved):
+    command = f"{sys.executable} sample.py {saved} --stream --length 100000 | head -c 10; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, env=os.environ, capture_output=True)
+    assert (ended.returncode, len(ended.stdout), ended.stderr) == (141, 10, b"")
+
+
 def test_a_terminal_hears_no_control_characters(saved, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for stream in (True, False):
@@ -304,7 +369,7 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
         unit=2, sign=-1, mean_negative=0.5, mean_positive=-0.1, deviation=0.25, threshold=0.0, a=-1.0, b=0.0
     )
     accuracies = dict(accuracy_all=0.9, accuracy_alone=0.9, units_used=1)
-    about = dict(digest=lm.digest, update=None, task="imdb", note="made for a test", feature="cell", c=1.0)
+    about = dict(digest=lm.digest, update=None, task="my-texts", note="made for a test", feature="cell", c=1.0)
     record = units.UnitRecord(**about, **measured, **accuracies, coefficients=(0.0,) * 16, intercept=0.0)
     units.save(record, saved / "units")
     sample.main(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",))
@@ -312,6 +377,9 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
     held = {2: 0.2 - 2 * 0.25, 3: [(20, 1.0)]}
     assert streams.out == lm.generate("", 1, 90, temperature=0, clamp=held)[0] + "\n"
     assert "holding unit 2 at -0.3" in streams.err
+    sample.main(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",), task="my-texts", json=True)
+    line = json.loads(capsys.readouterr().out)
+    assert line["text"] + "\n" == streams.out and line["clamp"]["2"] == [[0, pytest.approx(-0.3)]]
     with pytest.raises(UserError, match="--sentiment holds unit 2, and so does --clamp"):
         sample.main(saved, sentiment=2.0, clamp=("2=1.0@20",))
 
@@ -332,6 +400,9 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
         (["--temperature", "nan"], "temperature must be 0"),
         (["--num", "0"], "num must be at least 1"),
         (["--sentiment", "1", "--clamp-feature", "hidden"], "--sentiment holds a cell state"),
+        (["--sentiment", "1", "--task", "../sst"], "'../sst' names no unit record"),
+        (["--sentiment", "1", "--task", "mine"], "no unit record"),
+        (["--task", "mine"], "add --sentiment"),
     ],
 )
 def test_what_the_script_cannot_do_is_one_line_and_status_2(saved, capsys, monkeypatch, args, line):

@@ -1,5 +1,7 @@
 """Laws of labelled files: what is read equals what was written, splits share nothing, what is left out is counted."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -172,6 +174,27 @@ def test_what_is_left_out_is_counted_with_its_lines_in_one_line(tmp_path, capsys
     )
 
 
+@pytest.mark.parametrize("suffix, written", [("csv", csv_of), ("jsonl", jsonl_of)])
+@unhurried
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["", " ", "text 1 of 0", "new", "new ", "\x00", "&nbsp;"]),
+            st.sampled_from(["", " ", "a", "b"]),
+        )
+    ),
+    bad=st.integers(0, 3),
+)
+def test_every_row_is_kept_or_counted(folder, suffix, written, rows, bad):
+    rows = [row for row in rows if suffix == "jsonl" or row != ("", "")] + many("a", "b")
+    path = put(folder / f"any.{suffix}", written(rows) + b'one,two,three{"\n' * bad)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        task = from_file(path)
+    left = re.findall(r"(?:left out:|;) ([\d,]+) (?:without|that)", said.getvalue())
+    assert len(named(task)) + sum(map(int, left)) == len(rows) + bad and said.getvalue().count("\n") == bool(left)
+
+
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
     from_file(put(tmp_path / "a.csv", csv_of(many("a", "b"))))
     assert capsys.readouterr() == ("", "")
@@ -196,6 +219,12 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         ("a.doc", b"one\ntwo\n", "unknown kind of file '.doc'"),
         ("a.csv", b"text,label,label\nx,y,z\n", "FILE, line 1: more than one column is named 'label'"),
         ("a.csv", b"text,text,label\nx,y,z\n", "FILE, line 1: more than one column is named 'text'"),
+        (
+            "a.csv",
+            b"a good film,1\na bad film,0\n",
+            "one of: a good film, 1; a file's first line names its columns, as in text,label",
+        ),
+        ("a.csv", b"text,label\n" + b"x" * 10**6 + b",a\n", "FILE: all texts have the label 'a'"),
         ("a.csv", csv_of(many("a")), "FILE: all texts have the label 'a'; two classes or more are needed"),
         (
             "a.csv",
@@ -325,7 +354,9 @@ def test_every_pair_of_files_is_ten_folds_of_equal_classes(tmp_path, name, pair)
 def test_the_rounds_test_every_text_once_and_share_none(tmp_path):
     found = tasks.load("mr", classic(tmp_path))
     rounds = [found.parts(k) for k in range(10)]
-    for three in rounds:
+    for k, three in enumerate(rounds):
+        train, dev, test = (set(found.fold[places].tolist()) for places in three)
+        assert test == {k} and len(dev) == 1 and len(train) == 8 and not dev & test and not train & (dev | test)
         assert sorted(np.concatenate(three).tolist()) == list(range(50)) and all(map(len, three))
     assert sorted(np.concatenate([test for _, _, test in rounds]).tolist()) == list(range(50))
     assert sorted(np.concatenate([dev for _, dev, _ in rounds]).tolist()) == list(range(50))
@@ -338,9 +369,14 @@ def test_equal_texts_share_a_fold_whatever_their_order(texts, order):
         split = Split([text for text, _ in texts], np.array([label for _, label in texts], np.int64))
         found = published.folds(split)
         assert found.min() >= 0 and found.max() < 10
-        by_text = {}
+        by_text, lowest = {}, {}
         for text, fold in zip(split.texts, found.tolist(), strict=True):
             assert by_text.setdefault(frame(text), fold) == fold
+        for text, label in sorted(zip(map(frame, split.texts), split.labels.tolist(), strict=True)):
+            lowest.setdefault(text, label)
+        for label in (0, 1):  # of each class as many different texts in every fold
+            counts = np.bincount([by_text[text] for text in lowest if lowest[text] == label], minlength=10)
+            assert np.ptp(counts) <= 1
         return by_text
 
     first = fold_of()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import require
+from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, chunks, parse, sources
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
@@ -83,11 +83,11 @@ def _files_of(folder: Path) -> dict[str, Source]:
 
 def _labelled(source: Source, keys: Keys, left: dict[str, list[int]]) -> list[Labelled]:
     """The rows that have a text and a label; the lines of the others in `left`, by what is wrong with them."""
-    require(source.size != 0, f"{source.name} is empty")
+    require(source.size != 0, f"{source.name} is empty; it needs texts with labels")
     plain = f"{source.name}: plain text has no labels; give CSV, TSV, JSON lines or Parquet"
     nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with --label-key"
     rows, bad = [], None
-    for chunk in chunks(source, 0, keys):
+    for chunk in _headed(source, keys):
         require(chunk.kind != "lines", plain)
         for line, text, label, wrong in parse(chunk):
             if wrong:
@@ -105,6 +105,16 @@ def _labelled(source: Source, keys: Keys, left: dict[str, list[int]]) -> list[La
     return rows
 
 
+def _headed(source, keys):
+    """The chunks; of a CSV or TSV file whose first line does not fit it is said what such a line is for."""
+    try:
+        yield from chunks(source, 0, keys)
+    except UserError as error:
+        if source.kind in ("csv", "tsv") and str(error).startswith(f"{source.name}, line 1: "):
+            raise UserError(f"{error}; a file's first line names its columns, as in text,label") from None
+        raise
+
+
 def _distinct(source, keys):
     """The first row of every framed text."""
     left, kept = {}, {}
@@ -114,7 +124,7 @@ def _distinct(source, keys):
             same = "that repeat a text" if first.label == row.label else "that repeat a text with another label"
             left.setdefault(same, []).append(row.line)
     _report(source, left)
-    require(kept, f"{source.name} holds no text with a label")
+    require(kept, f"{source.name} holds no text with a label; a row needs both")
     return list(kept.values())
 
 
@@ -158,7 +168,8 @@ def _lines(lines):
 
 def _classes(where, labels):
     count = Counter(labels)
-    require(len(count) > 1, f"{where}: all texts have the label {_shown(labels[0])}; two classes or more are needed")
+    one = f"all texts have the label {_shown(labels[0])}"
+    require(len(count) > 1, f"{where}: {one}; two classes or more are needed, or another --label-key")
     most = f"{len(count):,} different labels in {len(labels):,} texts, at most {MOST_CLASSES} are taken"
     require(len(count) <= MOST_CLASSES, f"{where}: {most}; this looks like no label column: name one with --label-key")
     values = {label: _number(label) for label in count}
