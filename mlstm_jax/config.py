@@ -92,6 +92,9 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     lane_groups: int = 1
     """Lanes are trained on in this many groups, one after the other, to take less memory; the update is the same."""
+    segment: int = 0
+    """The backward pass goes through so many bytes of the window at a time and computes what it needs of them again: a
+    third more work in products, far less memory; 0 keeps it for the whole window. The update is the same."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None
@@ -138,6 +141,10 @@ class Config:
         require(0 < self.learning_rate <= 1e38, "learning_rate must be a finite number above 0")
         require(0 <= self.clip < math.inf, "clip must be 0 (off) or a finite number above 0")
         require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
+        require(
+            self.segment >= 0 and (not self.segment or self.window % self.segment == 0),
+            f"segment must be 0 or divide the window, {self.window}",
+        )
         require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
         for name in ("sample_every", "more_updates", "profile"):
             require(getattr(self, name) >= 0, f"{name} must be 0 or more")

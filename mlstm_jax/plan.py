@@ -21,6 +21,18 @@ from mlstm_jax.hardware import CHIPS, Chip, chip_of, flops_per_byte, parameters
 OF_PEAK, OF_BANDWIDTH, LATENCY, EPOCH = 0.6, 0.8, 5e-6, 38.8e9
 COLLECTIVES = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 SHAPE = re.compile(r"\b([a-z]+[0-9]+)\[([0-9,]*)\]")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{\n((?:.*\n)*?)\}", re.M)
+INSTRUCTION = re.compile(r"^ *(ROOT )?%(\S+) = (.+?) ([a-z][a-z-]*)\((.*?)\)(?:, (.*))?$", re.M)
+NO_KERNEL = re.compile("parameter|constant|tuple|get-tuple-element|bitcast|opt-barrier|after-all|.*-done")
+
+
+class Loop(NamedTuple):
+    """One step of a loop over time, as a GPU runs it."""
+
+    backward: bool
+    products: int
+    others: int  # kernels besides
+    written: Counter  # what they all write, "bf16[128,4096]" -> how many
 
 
 class Compiled(NamedTuple):
@@ -30,6 +42,7 @@ class Compiled(NamedTuple):
     temporary: int  # bytes besides, for results of the update and the program
     in_loop: Counter  # collectives in the bodies of loops, "all-reduce f32[64,4096]" -> how many
     outside: Counter
+    loops: list[Loop]
 
 
 def plan(config: Config) -> int:
@@ -103,10 +116,11 @@ def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
     use = step.memory_analysis()
     temporary = use.temp_size_in_bytes + use.output_size_in_bytes - use.alias_size_in_bytes
     try:
-        in_loop, outside = collectives(step.as_text())
+        hlo = step.as_text()
+        in_loop, outside, loops = *collectives(hlo), time_loops(hlo)
     except jax.errors.JaxRuntimeError:  # a libtpu that is newer than jax
-        in_loop = outside = None
-    return Compiled(use.argument_size_in_bytes, temporary + use.generated_code_size_in_bytes, in_loop, outside)
+        in_loop = outside = loops = None
+    return Compiled(use.argument_size_in_bytes, temporary + use.generated_code_size_in_bytes, in_loop, outside, loops)
 
 
 def collectives(hlo: str) -> tuple[Counter, Counter]:
@@ -141,6 +155,49 @@ def collectives(hlo: str) -> tuple[Counter, Counter]:
     return total(inside & found.keys()), total(found.keys() - inside)
 
 
+def time_loops(hlo: str) -> list[Loop]:
+    """What the bodies of an optimised HLO module's innermost loops do, forward before backward.
+
+    Of an array that is updated in place only the part that is written counts; an array that is copied counts whole.
+    """
+    parts = {name: [m.groups("") for m in INSTRUCTION.finditer(text)] for name, text in COMPUTATION.findall(hlo)}
+    called = lambda more: [name for name in re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", more) if name in parts]
+
+    def multiplies(operation, more):
+        inner = any(multiplies(op, m) for name in called(more) for _, _, _, op, _, m in parts[name])
+        return inner or operation in ("dot", "convolution") or bool(re.search('target="[^"]*(gemm|matmul)', more))
+
+    def writes(instructions, root):
+        _, _, shape, operation, operands, more = root
+        named = {i[1]: i for i in instructions}
+        operands = [named[name] for name in re.findall(r"%([\w.\-]+)", operands) if name in named]
+        if operation == "tuple":
+            return [written for one in operands for written in writes(instructions, one)]
+        if operation == "bitcast" and operands:
+            return writes(instructions, operands[0])
+        if operation == "dynamic-update-slice":
+            shape = operands[1][2]
+        elif operation.startswith(("fusion", "async-start", "call")):
+            inside = parts[called(more)[0]]
+            return writes(inside, next(i for i in inside if i[0]))
+        return [f"{kind}[{dims}]" for kind, dims in re.findall(r"([a-z]+[0-9]*)\[(?:1,)*([0-9,]*)\]", shape)]
+
+    found = []
+    for body in re.findall(r"\bbody=%?([\w.\-]+)", hlo):
+        kernels = [i for i in parts.get(body, []) if not NO_KERNEL.fullmatch(i[3])]
+        if not any(i[3] == "while" for i in kernels):
+            products = sum(multiplies(operation, more) for _, _, _, operation, _, more in kernels)
+            backward = any("transpose(" in more for *_, more in kernels)
+            written = Counter(shape for i in kernels for shape in writes(parts[body], i))
+            found.append(Loop(backward, products, len(kernels) - products, written))
+    return sorted(found, key=lambda loop: loop.backward)
+
+
+def elements(shape: str) -> int:
+    """How many numbers an array like "bf16[128,4096]" holds."""
+    return math.prod(map(int, re.findall(r"\d+(?=[,\]])", shape)))
+
+
 def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> dict[str, float]:
     """Seconds of one update, part by part.
 
@@ -157,10 +214,11 @@ def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -
     step = max(2 * matrices * together / rate, matrices * width / (OF_BANDWIDTH * chip.bandwidth), LATENCY)
     steps = 2 * config.window * config.lane_groups
     weights = (5 * hidden**2 + 1280 * hidden) / parts  # with the two tables and the read-out
+    large = (4 if config.segment else 2) * matrices + 1536 * hidden / parts
     return {
         "time loop": steps * step,
         "sums over model": steps * 2 * ring(parts, 4 * together * hidden),
-        "weight gradients and read-out": config.window * lanes * (2 * matrices + 1536 * hidden / parts) / rate,
+        "weight gradients and read-out": config.window * lanes * large / rate,
         "gathering weights": ring(axes["fsdp"], width * weights),
         "summing gradients": 2 * ring(spread, 4 * weights),
         "Adam": 7 * 4 * parameters(config.model) / (axes["fsdp"] * parts) / (OF_BANDWIDTH * chip.bandwidth),
@@ -197,7 +255,9 @@ def _report(config, chip, axes, precision, compiled, fits):
     gib = lambda size: f"{size / 2**30:.2f} GiB"
     per_byte = flops_per_byte(config.model)
     yield f"{parameters(config.model):,} parameters, {per_byte:,} floating-point operations a byte"
-    advice = "it fits" if fits else "it does not fit; more --lane-groups, or chips along --mesh.fsdp, take less of each"
+    advice = (
+        "it fits" if fits else "it does not fit; --segment, more --lane-groups or chips along --mesh.fsdp take less"
+    )
     if isinstance(compiled, str):
         yield f"{advice}: {compiled}"
         return
@@ -208,10 +268,16 @@ def _report(config, chip, axes, precision, compiled, fits):
         yield "collectives: this libtpu is newer than jax, so that the program cannot be read; pip install 'jax[tpu]'"
     else:
         for where, found in (("in the time loop", compiled.in_loop), ("once an update", compiled.outside)):
-            ranked = sorted(found, key=lambda what: -math.prod(map(int, re.findall(r"\d+(?=[,\]])", what))))
+            ranked = sorted(found, key=lambda what: -elements(what))
             told = "; ".join(f"{found[what]} x {what}" if found[what] > 1 else what for what in ranked[:6])
             more = f" and {len(ranked) - 6} smaller ones" if len(ranked) > 6 else ""
             yield f"collectives {where}: {told or 'none'}{more}"
+    for loop in compiled.loops or []:
+        way, ranked = "backward" if loop.backward else "forward", sorted(loop.written, key=lambda what: -elements(what))
+        told = ", ".join(f"{loop.written[what]} x {what}" for what in ranked)
+        large = elements(ranked[0]) >= config.model.hidden**2 / axes["model"]
+        yield f"a byte {way}: {loop.products} products, {loop.others} other kernels, which write {told}"
+        yield "warning: that is a weight's size at every byte" if large else "none is of a weight's size"
     parts = estimate(config, chip, axes, precision)
     seconds, chips = sum(parts.values()), math.prod(axes.values())
     rate = config.lanes * config.window / seconds

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mlstm_jax import model, sharding
+from mlstm_jax import model, recurrence, sharding
 from mlstm_jax.config import Config
 from mlstm_jax.model import Params, Precision
 from mlstm_jax.recurrence import State, Weights
@@ -66,19 +66,21 @@ def loss(
     lanes: State,
     precision: str | None = None,
     axis: str | None = None,
+    segment: int = 0,
 ) -> tuple[Float[Array, ""], State]:
     """Mean cross-entropy in nats of every next byte, and the state after the window.
 
-    `precision` and `axis` as in `recurrence.unroll`.
+    `precision`, `axis` and `segment` as in `recurrence.unroll`.
     """
-    nats, lanes = _nats(weights, window, lanes, precision, axis)
+    nats, lanes = _nats(weights, window, lanes, precision, axis, segment)
     return nats.mean(), lanes
 
 
-def _nats(weights, window, lanes, precision, axis) -> tuple[Float[Array, "lanes window"], State]:
+def _nats(weights, window, lanes, precision, axis, segment=0) -> tuple[Float[Array, "lanes window"], State]:
     """What every next byte costs, and the state after the window."""
-    logits, lanes = model.forward(weights, window[:, :-1], lanes, precision, axis)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].astype(jnp.int32)), lanes
+    hidden, lanes = recurrence.unroll(weights, window[:, :-1], lanes, precision, axis, segment)
+    logits = model.read_out(weights, hidden, precision, axis)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].T.astype(jnp.int32)).T, lanes
 
 
 def gradient(
@@ -88,6 +90,7 @@ def gradient(
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
+    segment: int = 0,
 ) -> tuple[Float[Array, ""], State, Params]:
     """`loss`, the state after the window, and the gradient, float32 whatever the products' precision.
 
@@ -96,11 +99,11 @@ def gradient(
     """
     weights, pull_back = jax.vjp(model.prepare, params)
     if mesh is None or mesh.size == 1:
-        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups)
+        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, segment)
     else:
         state = P(sharding.LANES, "model")
         here = jax.shard_map(
-            partial(_spread_gradient, precision=precision, groups=groups, mesh=mesh),
+            partial(_spread_gradient, precision=precision, groups=groups, segment=segment, mesh=mesh),
             mesh=mesh,
             in_specs=(sharding.WEIGHTS, P(sharding.LANES), (state, state)),
             out_specs=(P(), (state, state), sharding.WEIGHTS),
@@ -111,17 +114,18 @@ def gradient(
     return nats, lanes, pull_back(slopes)[0]
 
 
-def _spread_gradient(own, window, lanes, precision, groups, mesh):
+def _spread_gradient(own, window, lanes, precision, groups, segment, mesh):
     """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
     weights = sharding.gather(own, precision, mesh)
-    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, sharding.unit_axis(mesh))
+    axis = sharding.unit_axis(mesh)
+    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, segment, axis)
     return jax.lax.pmean(nats, sharding.LANES), lanes, sharding.reduce(slopes, mesh)
 
 
-def _own_gradient(weights, window, lanes, precision, groups, axis=None):
+def _own_gradient(weights, window, lanes, precision, groups, segment, axis=None):
     """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
-    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis), has_aux=True)
+    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, segment=segment), has_aux=True)
     if groups == 1:
         (nats, lanes), slopes = differentiate(wide, window, lanes)
         return nats, lanes, slopes
@@ -147,17 +151,19 @@ def train_step(
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
+    segment: int = 0,
 ) -> tuple[TrainState, Metrics]:
     """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
     lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
-    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups)
+    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups, segment)
     return apply_gradient(state, slopes, nats, lanes, rate, clip=clip)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
     """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
+    less_memory = {"groups": config.lane_groups, "segment": config.segment}
     return jax.jit(
-        partial(train_step, clip=config.clip, precision=precision, mesh=mesh, groups=config.lane_groups),
+        partial(train_step, clip=config.clip, precision=precision, mesh=mesh, **less_memory),
         donate_argnames="state",
         out_shardings=(shardings(config, mesh), sharding.named(mesh, P())),
     )

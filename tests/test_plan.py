@@ -97,7 +97,9 @@ def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch,
         hidden = config.model.hidden
         tried.append(hidden)
         need = 600 * hidden**2 + 50_000 * hidden
-        return "Ran out of memory" if need > 1.2 * chip.memory else plan.Compiled(need // 3, need - need // 3, {}, {})
+        return (
+            "Ran out of memory" if need > 1.2 * chip.memory else plan.Compiled(need // 3, need - need // 3, {}, {}, [])
+        )
 
     monkeypatch.setattr(plan, "compile_update", compile_update)
     config = replace(PAPER, model=ModelConfig(hidden=units))

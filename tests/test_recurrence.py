@@ -93,24 +93,69 @@ def loss_through(unroll, params, data, state):
     return -(jax.nn.log_softmax(logits) * targets).mean() * 256 + (c**2).mean() + jnp.sin(h).mean()
 
 
-def test_hand_written_gradient_equals_autodiff(params, data):
+def in_segments(segment, precision=None):
+    return partial(recurrence.unroll, precision=precision, segment=segment)
+
+
+@pytest.mark.parametrize("segment", [0, 1, 4, 16])
+def test_hand_written_gradient_equals_autodiff(params, data, segment):
     gradients = [
-        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data, some_state(3))
-        for unroll in (recurrence.unroll, unroll_by_autodiff)
+        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data[:, :17], some_state(3))
+        for unroll in (in_segments(segment), unroll_by_autodiff)
     ]
     for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert np.linalg.norm(theirs) > 0
         assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
 
 
-def test_hand_written_gradient_equals_finite_differences_in_float64(params, data):
+@pytest.mark.parametrize("segment", [0, 4])
+def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment):
+    """As along a mesh's axis, here one of vmap's."""
+    weights, data, (c, h) = model.prepare(params), data[:, :16], some_state(3)
+
+    def loss(wmh, wh, x, mx, state, axis=None):
+        own = recurrence.Weights(x, mx, wmh, wh, weights.out, weights.out_b)
+        hidden, (c, h) = recurrence.unroll(own, data, state, axis=axis, segment=segment)
+        return jnp.sin(3 * hidden).sum() + (c**2).sum() + (h**3).sum()
+
+    gradient = lambda axis: jax.grad(partial(loss, axis=axis), argnums=(0, 1, 2, 3, 4))
+    columns = lambda a, of=1: jnp.moveaxis(a.reshape(len(a), of, 2, -1), 2, 0).reshape(2, len(a), -1)
+    gates, rows = partial(columns, of=4), lambda a: a.reshape(2, -1, a.shape[1])
+    split = lambda wmh, wh, x, mx, state: (
+        rows(wmh),
+        gates(wh),
+        gates(x),
+        jnp.stack([mx, mx]),
+        tuple(map(columns, state)),
+    )
+    whole = weights.wmh, weights.wh, weights.x, weights.mx, (c, h)
+    parts = jax.vmap(gradient("part"), axis_name="part")(*split(*whole))
+    expected = split(*gradient(None)(*whole))
+    for ours, theirs in zip(*map(jax.tree.leaves, (parts, expected)), strict=True):
+        assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
+
+
+@pytest.mark.parametrize("segment", [0, 4])
+def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, segment):
+    """One or two roundings to 8 bits a step; what is added up, in the tables and matrices, is added in float32."""
+    exact, narrow = (
+        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data[:, :17], some_state(3))
+        for unroll in (in_segments(0), in_segments(segment, "bfloat16"))
+    )
+    for theirs, ours in zip(*map(jax.tree.leaves, (exact, narrow)), strict=True):
+        assert ours.dtype == jnp.float32
+        assert 0 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-2
+
+
+@pytest.mark.parametrize("segment", [0, 4])
+def test_hand_written_gradient_equals_finite_differences_in_float64(params, data, segment):
     with jax.enable_x64(True):
         weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (model.prepare(params), some_state(3)))
         data = data[:, :8]
 
         def loss(tree):
             weights, state = tree
-            hidden, (c, h) = recurrence.unroll(weights, data, state)
+            hidden, (c, h) = recurrence.unroll(weights, data, state, segment=segment)
             return jnp.sin(3 * hidden).mean() + (c**2).mean() + (h**3).mean()
 
         tree = (weights, state)
@@ -137,17 +182,35 @@ def loops(jaxpr):
                 yield from loops(inner)
 
 
-@pytest.mark.parametrize("unroll, accumulators", [(recurrence.unroll, 0), (unroll_by_autodiff, 1)])
+def time_loops(unroll, params, data):
+    """The loops over time of the loss and its gradient: all that have no other in them."""
+    jaxpr = jax.make_jaxpr(jax.grad(partial(loss_through, unroll)))(params, data, some_state(3))
+    return [scan for scan in loops(jaxpr.jaxpr) if not any(loops(scan.params["jaxpr"].jaxpr))]
+
+
+@pytest.mark.parametrize(
+    "unroll, accumulators", [(recurrence.unroll, 0), (in_segments(4, "bfloat16"), 0), (unroll_by_autodiff, 2)]
+)
 def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, accumulators):
     """No loop carries or writes an array of a recurrent matrix's size; autodiff's does, so the check can fail."""
-    jaxpr = jax.make_jaxpr(jax.grad(partial(loss_through, unroll)))(params, data, some_state(3))
-    scans = list(loops(jaxpr.jaxpr))
+    scans = time_loops(unroll, params, data[:, :17])
     assert len(scans) == 2
-    found = 0
-    for scan in scans:
-        carried_and_written = [v.aval.shape for v in scan.params["jaxpr"].jaxpr.outvars]
-        found += (HIDDEN, 4 * HIDDEN) in carried_and_written
-    assert found == accumulators
+    carried_and_written = [v.aval.shape for scan in scans for v in scan.params["jaxpr"].jaxpr.outvars]
+    matrices = (HIDDEN, HIDDEN), (HIDDEN, 4 * HIDDEN)
+    assert sum(carried_and_written.count(matrix) for matrix in matrices) == accumulators
+
+
+@pytest.mark.parametrize("segment, kept", [(0, ["bf16", "f32", "bf16x4", "bf16"]), (4, ["bf16", "f32"])])
+def test_what_waits_for_products_waits_in_their_precision(params, data, segment, kept):
+    """h, c, z, h wmh are kept of every step, with segments h and c alone; backward dz, over z, and dm."""
+    kinds = {jnp.dtype("float32"): "f32", jnp.dtype("bfloat16"): "bf16"}
+    tell = lambda a: kinds[a.dtype] + ("x4" if a.shape[-1] == 4 * HIDDEN else "")
+    data = data[:, :17]
+    first, second = time_loops(in_segments(segment, "bfloat16"), params, data)
+    steps = data.shape[1] - 1
+    of = lambda scan, steps: [tell(v.aval) for v in scan.outvars if v.aval.shape[0] == steps]
+    assert of(first, steps) == kept
+    assert of(second, segment or steps) == ["bf16x4", "bf16"]
 
 
 def test_padding_and_lengths_leave_a_state_as_it_is(params, data):
