@@ -50,7 +50,7 @@ def main(
         temperature: Below 1 is more cautious; 0 always takes the likeliest byte.
         top_k: Draw from this many of the likeliest bytes only; 0 is all.
         top_p: Draw from the fewest bytes that have this much of the probability; 1 is all.
-        seed: The same seed gives the same texts, each the same alone and in a batch (promised for float32 on CPU).
+        seed: The same seed gives the same texts, each the same alone and in a batch, but for the last digit.
         clamp: Hold a unit at a value while writing, as in 2388=1.0; repeat it for several units. 2388=1.0@0,-1.0@200
             changes the value at byte 200 after the prime, and 2388=1.0,free@200 lets the unit go there.
         clamp_feature: Which state of the units of --clamp is held, after every byte.

@@ -17,7 +17,7 @@ Schedule = Mapping[int, float | Sequence[tuple[int, float | None]]]  # unit -> v
 Held = Float[Array, "hidden"] | None  # the units held for a stretch, NaN where free; None holds none
 
 CHUNK = 16  # bytes in one compiled call, whatever the length asked for: as often a stream is heard of
-GROUP = 16  # samples side by side on a CPU, where rounding, and so a text, would depend on the size of the batch
+GROUP = 64  # samples side by side on a CPU, at most: a few shapes, and products large enough
 
 
 def likely(
@@ -114,7 +114,8 @@ def stream(
 ) -> Iterator[tuple[int, bytes]]:
     """`num` samples of `length` bytes that follow `prime`, as they are written: (sample, its next bytes), bytes apart.
 
-    Sample i draws with the key fold_in(seed, i): in float32 on a CPU it is the same text alone and in a batch.
+    Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit, which
+    depends on the size of the batch, decides between two bytes.
     `clamp` overwrites the state `of` the units that are not NaN after every byte written; one that changes is a
     mapping from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first
     stretch. With `stop` a sample ends before the first newline that it writes.
@@ -124,7 +125,9 @@ def stream(
     values = np.stack([free if value is None else np.asarray(value) for value in held.values()])
     after_prime = _prime(weights, prime, values[0] if clamp_prime else free, of)
     limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)
-    group, chunk = (GROUP, CHUNK) if jax.default_backend() == "cpu" else (num, 4 * CHUNK)  # there a call costs more
+    on_cpu = jax.default_backend() == "cpu"
+    group = min(GROUP, 1 << (num - 1).bit_length()) if on_cpu else num
+    chunk = CHUNK if on_cpu else 4 * CHUNK  # there a call costs more
     for first in range(0, num, group):
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group))
         state = tuple(jnp.repeat(s, group, axis=0) for s in after_prime)

@@ -120,6 +120,15 @@ def test_limits_that_cut_nothing_change_nothing(lm):
     assert lm.generate("I ", 2, 70, top_k=256) == lm.generate("I ", 2, 70, top_k=10**12, top_p=1) == free
 
 
+def test_every_byte_of_every_sample_is_drawn_with_its_own_key():
+    params = {name: jnp.zeros_like(array) for name, array in model.init(ModelConfig(hidden=8, embed=4), seed=0).items()}
+    texts = written(LanguageModel(params, Path("nowhere")), "", 20, 130)  # all bytes are alike likely
+    pieces = [text[start : start + 10] for text in texts for start in range(0, 130, 10)]
+    assert len(set(pieces)) == len(pieces) == 20 * 13
+    aligned = [text[start] for text in texts for start in range(0, 128, generate.CHUNK)]
+    assert len(set(aligned)) > 60
+
+
 def test_no_setting_compiles_again(lm):
     lm.generate("I ", 2, 70, clamp={1: 1.0})
     before = generate._write._cache_size(), generate._read._cache_size()
@@ -127,7 +136,7 @@ def test_no_setting_compiles_again(lm):
         dict(top_k=3),
         dict(top_p=0.2, temperature=0.3),
         dict(length=300, seed=8),
-        dict(num=9, stop=True),
+        dict(seed=9, stop=True),
         dict(clamp={3: [(0, 1.0), (20, None), (30, 2.0)], 4: 2.0}, clamp_prime=True),
         dict(prime="A prime that is longer than a chunk is"),
     ):
@@ -271,7 +280,7 @@ def test_what_is_heard_is_what_is_written(lm):
 def test_a_text_with_all_options_is_the_same_alone_and_in_a_batch(lm):
     options = dict(length=130, temperature=0.9, seed=3, top_k=40, top_p=0.95, clamp_of="hidden", clamp_prime=True)
     options |= dict(stop=True, clamp={3: [(0, 0.5), (70, None)], 4: -0.3})
-    batch = lm.generate("The ", num=20, **options)
+    batch = lm.generate("The ", num=70, **options)
     assert lm.generate("The ", num=1, **options) == batch[:1] and lm.generate("The ", num=5, **options) == batch[:5]
     assert lm.generate("The ", num=18, **options) == batch[:18]
     assert all(text != later for text, later in zip(batch, batch[generate.GROUP :], strict=False))  # keys go on
