@@ -114,8 +114,8 @@ def stream(
 ) -> Iterator[tuple[int, bytes]]:
     """`num` samples of `length` bytes that follow `prime`, as they are written: (sample, its next bytes), bytes apart.
 
-    Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit, which
-    depends on the size of the batch, decides between two bytes.
+    Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit,
+    which depends on the size of the batch, decides between two bytes.
     `clamp` overwrites the state `of` the units that are not NaN after every byte written; one that changes is a
     mapping from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first
     stretch. With `stop` a sample ends before the first newline that it writes.
