@@ -18,6 +18,8 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.encode import Feature
 from mlstm_jax.evaluation import Found
 from mlstm_jax.tasks import Folds, Task
+from mlstm_jax.text import encode, printable
+from mlstm_jax.text import show as show_text
 from mlstm_jax.units import UnitRecord
 
 NAMES = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
@@ -251,13 +253,14 @@ def of_classes(model: Any, task: Task, feature: Feature) -> tuple[Section, dict[
     tops = np.argsort(-bits, kind="stable")[:5].tolist()
     majority = float(np.mean(task.test.labels == np.bincount(task.train.labels).argmax()))
     top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
+    shown = lambda name: printable(show_text(encode(name)))
     rows = [
         ("task", f"{task.name}: {task.note}"),
         ("weights", str(model.path)),
         ("feature", NAMES[feature]),
         ("test accuracy, all units", f"{percent(done.right)} (L1 probes, C = {done.probes[0].c:g})"),
         ("test accuracy, majority class", f"{majority:.2%}"),
-        *((f"top unit, {name} or not", str(unit)) for name, unit in zip(task.classes, top, strict=True)),
+        *((f"top unit, {shown(name)} or not", str(unit)) for name, unit in zip(task.classes, top, strict=True)),
         ("most mutual information", ", ".join(f"{unit} ({bits[unit]:.3f} bits)" for unit in tops)),
     ]
     words = f"Each of the {len(task.classes)} classes has a probe against all others; no unit is recorded. {INTERVAL}"

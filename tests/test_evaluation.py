@@ -283,6 +283,13 @@ def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
     assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
 
 
+def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_path):
+    rows = [{"text": f"{'abc'[i % 3]} {i}", "label": ("\ud800", "\udcff", "\x1b[31m")[i % 3]} for i in range(90)]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = command(weights, "--task", tmp_path / "odd.jsonl")
+    assert done.returncode == 0 and "3 classes" in done.stdout and "\x1b" not in done.stdout, done.stderr
+
+
 def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
     reviews = tmp_path / "reviews.txt"
     reviews.write_text("\n".join(f"review {i} says :{')('[i % 2]} and more" for i in range(400)))

@@ -71,6 +71,7 @@ csv_text = st.text(st.characters(exclude_characters="\r"))  # the writer of csv 
 @pytest.mark.parametrize("suffix, written", [("csv", csv_of), ("jsonl", jsonl_of)])
 @unhurried
 @given(classes=labels, texts=st.lists(st.tuples(csv_text, st.integers(0, 3)), max_size=8))
+@example(classes=[":", "\ud800"], texts=[])
 @example(classes=["a\x00b", "\udcff", ",", '"'], texts=[("a\x00", 0), ("\udcff", 1), ("two\nlines", 2), ("", 3)])
 def test_texts_and_labels_come_back_as_they_were_written(folder, suffix, written, classes, texts):
     assume(not any("\r" in label or is_number(label) for label in classes))

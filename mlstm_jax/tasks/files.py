@@ -16,7 +16,7 @@ from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, chunks, parse,
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
-from mlstm_jax.text import EMPTY, frame, printable
+from mlstm_jax.text import EMPTY, decode, encode, frame, printable
 
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}  # names of files
 TRIPLE = "train.*, dev.* (or valid.*, validation.*) and test.*"
@@ -95,7 +95,7 @@ def _labelled(source: Source, keys: Keys, left: dict[str, list[int]]) -> list[La
                 left.setdefault(bad, []).append(line)
                 continue
             require(chunk.keys.label, nameless)
-            label, framed = (label or "").strip(), frame(text)
+            label, framed = decode(encode(label or "")).strip(), frame(text)
             if not label:
                 left.setdefault("without a label", []).append(line)
             elif framed == EMPTY:
