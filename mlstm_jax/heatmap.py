@@ -27,25 +27,27 @@ BLUE, ORANGE, PAPER = (0, 114, 178), (213, 94, 0), (250, 250, 250)
 OPACITY = 0.6  # of the full colour: both black and white text can be read on it
 DEVIATIONS = 2  # from the middle to the full colour
 ROWS = 500  # in one PNG
+OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # controls that reorder what follows
 
 
 class Span(NamedTuple):
-    """A character, the number of its last byte, from 0, and the unit's value after that byte."""
+    """A character as it shows, its bytes, the number of its last byte, from 0, and the unit's value after that byte.
+
+    The number counts the framed text, as the rows of `LanguageModel.trace` do.
+    """
 
     character: str
+    data: bytes
     byte: int
     value: float
 
 
 class Scale(NamedTuple):
-    """Values that show in full orange (negative), without colour, in full blue (positive).
+    """mid has no colour, mid + reach is full blue, mid - reach full orange; reach is negative where the unit is."""
 
-    `low` lies above `high` where the unit points down.
-    """
-
-    low: float
     mid: float
-    high: float
+    reach: float
+    names: tuple[str, str, str] = ("negative", "neutral", "positive")
 
 
 def main(
@@ -66,7 +68,7 @@ def main(
         task: The task whose unit it is; by default the one evaluated last.
         out: A new file, .html or .png, instead of the terminal.
     """
-    require(texts, "name a text, or - for a text on stdin")
+    require(texts and texts.count("-") < 2, "name texts, or once - for a text on stdin")
     require(out is None or out.suffix in (".html", ".png"), f"--out takes a file .html or .png, not {out}")
     require(out is None or not out.exists(), f"{out} is there already; name another file with --out")
     texts = [decode(sys.stdin.buffer.read()) if text == "-" else text for text in texts]
@@ -110,39 +112,36 @@ def read(
     shown = [spans(frame(text), of_text)[2:] for text, of_text in zip(texts, values, strict=True)]
     name = f"Unit {unit}, {feature.replace('_', ' of the ')} state"
     if known:
-        mid = (record.mean_negative + record.mean_positive) / 2
-        reach = DEVIATIONS * record.sign * record.deviation
-        about = f"{name}: full colour {DEVIATIONS} deviations from the midpoint of the class means of {record.task}"
+        scale = Scale((record.mean_negative + record.mean_positive) / 2, DEVIATIONS * record.sign * record.deviation)
+        middle = f"the midpoint of the class means of {record.task}"
     else:
         every = np.concatenate(values)
-        mid, reach = float(every.mean()), DEVIATIONS * float(every.std())
-        about = (
-            f"{name}: full colour {DEVIATIONS} deviations from the mean of these bytes; the unit's sign is not known"
-        )
-    return shown, Scale(mid - reach, mid, mid + reach), about
+        scale = Scale(float(every.mean()), DEVIATIONS * float(every.std()), ("low", "mean", "high"))
+        middle = "the mean of these bytes; which sign is positive is not known"
+    return shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}"
 
 
 def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
-    """UTF-8 characters with the value after the last byte of each; a byte that is not UTF-8 is a U+FFFD of its own.
+    """UTF-8 characters with the value after the last byte of each; a byte that is not UTF-8 is a character of its own.
 
-    Control characters other than newline and tab show as U+FFFD, too.
+    Such bytes show as U+FFFD; so do control characters other than newline and tab, and those that would reorder or
+    break lines. Raises UserError unless there is a value for every byte.
     """
     require(len(data) == len(values), f"{len(data)} bytes have {len(values)} values")
     found, end = [], 0
     for character in decode(data):
-        end += len(encode(character))
-        seen = "\ufffd" if "\ud800" <= character <= "\udfff" else printable(character)
-        found.append(Span(seen, end - 1, float(values[end - 1])))
+        start, end = end, end + len(encode(character))
+        hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t"
+        hidden |= unicodedata.bidirectional(character) in OVERRIDES
+        found.append(Span("\ufffd" if hidden else character, data[start:end], end - 1, float(values[end - 1])))
     return found
 
 
 def strength(value: float, scale: Scale) -> float:
     """How positive a value is, from -1 (full orange) over 0 (no colour) to 1 (full blue)."""
-    towards = scale.high if (value - scale.mid) * (scale.high - scale.mid) > 0 else scale.low
-    reach = abs(towards - scale.mid)
-    if not reach or np.isnan(value):
+    if not scale.reach or np.isnan(value):
         return 0.0
-    return float(np.clip((value - scale.mid) / reach, -1, 1)) * (1 if scale.high > scale.mid else -1)
+    return min(1.0, max(-1.0, (value - scale.mid) / scale.reach))
 
 
 def colour(value: float, scale: Scale) -> tuple[int, int, int]:
@@ -154,17 +153,19 @@ def colour(value: float, scale: Scale) -> tuple[int, int, int]:
 
 def rows(spans: Sequence[Span], columns: int = 80) -> list[list[Span]]:
     """Spans in lines of at most `columns` (2 or more), broken after spaces where there are any, and at newlines."""
-    done, row = [], []
+    done, row, wide = [], [], 0
     for span in spans:
         if span.character == "\n":
             done.append(row)
-            row = []
+            row, wide = [], 0
             continue
         row.append(span)
-        if sum(width(s.character) for s in row) > columns:
+        wide += width(span.character)
+        if wide > columns:
             cut = max((i for i, s in enumerate(row[:-1], 1) if s.character == " "), default=len(row) - 1)
             done.append(row[:cut])
             row = row[cut:]
+            wide = sum(width(s.character) for s in row)
     return done + [row]
 
 
@@ -176,32 +177,31 @@ def width(character: str) -> int:
 
 
 def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str) -> str:
-    """A figure in HTML that needs no style sheet, for `report.page`. Pointing at a character shows byte and value.
+    """A figure in HTML that needs no style sheet, for `report.page`. Pointing at a character shows bytes and value.
 
     The colours are see-through, so that they do on light and on dark paper.
     """
     tint = lambda s: f"rgba{(*(BLUE if s > 0 else ORANGE), round(OPACITY * abs(s), 2))}".replace(" ", "")
-    wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
-    paragraphs = (
-        "".join(
-            f'<span style="background:{tint(strength(span.value, scale))}" '
-            f'title="byte {span.byte}: {span.value:.3g}">{report.escape(span.character)}</span>'
-            for span in text
-        )
-        for text in texts
+    hover = lambda span: f"{span.character} = {span.data.hex(' ')}: {span.value:.3g} after byte {span.byte}"
+    shown = lambda span: (
+        f'<span style="background:{tint(strength(span.value, scale))}" title="{report.escape(hover(span))}">'
+        f"{report.escape(span.character)}</span>"
     )
-    body = "\n".join(f'<p dir="auto" style="{wrap}">{paragraph}</p>' for paragraph in paragraphs)
+    wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
+    body = "\n".join(f'<p dir="auto" style="{wrap}">{"".join(map(shown, text))}</p>' for text in texts)
     bar = f"color:CanvasText;background:linear-gradient(to right,{tint(-1)},transparent,{tint(1)})"
-    names = ("negative", scale.low), ("", scale.mid), ("positive", scale.high)
-    ends = "".join(f"<span>{f'{name} {value:.3g}'.strip()}</span>" for name, value in names)
-    key = f'<div style="display:flex;justify-content:space-between;padding:0 .5em;{bar}">{ends}</div>'
-    return f"<figure>\n{body}\n<figcaption>{key}{report.escape(about)}</figcaption>\n</figure>"
+    ends = "".join(
+        f'<span style="text-align:{side}">{words}</span>'
+        for side, (words, _) in zip(("left", "center", "right"), _key(scale), strict=True)
+    )
+    key = f'<div style="display:grid;grid-template-columns:repeat(3,1fr);padding:0 .5em;{bar}">{ends}</div>'
+    caption = f"<figcaption>{report.escape(about)}{key}</figcaption>"
+    return f'<figure style="print-color-adjust:exact">\n{caption}\n{body}\n</figure>'  # paper shows the colours, too
 
 
 def terminal(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns: int = 80) -> str:
     """The texts in 24-bit colour, black on the unit's colours, so that any terminal's own colours do; a legend last."""
-    key = [Span(c, 0, value) for name, value in _key(scale) for c in f" {name} "]
-    lines = [row for text in texts for row in [*rows(text, columns), []]] + [key]
+    lines = [*_lines(texts, columns), _legend(scale)]
     return "\n".join(_line(row, scale) for row in lines) + f"\n{printable(about)}"
 
 
@@ -216,15 +216,26 @@ def plain(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns: in
     """The texts without colour, and under each character N n . p or P: from negative to positive; a legend last."""
     mark = lambda span: "Nn.pP"[round(2 * strength(span.value, scale)) + 2] * width(span.character)
     lines = []
-    for row in (row for text in texts for row in [*rows(text, columns), []]):
+    for row in _lines(texts, columns):
         lines += ["".join(s.character for s in row).expandtabs(1), "".join(map(mark, row))] if row else [""]
     key = ", ".join(f"{letter} {name}" for letter, (name, _) in zip("N.P", _key(scale), strict=True))
     return "\n".join([*lines, f"{key}; n and p lie between", printable(about)])
 
 
+def _lines(texts, columns):
+    """All texts in lines, an empty one after each."""
+    return [row for text in texts for row in [*rows(text, columns), []]]
+
+
 def _key(scale):
     """The legend's three words, and the values whose colours they have."""
-    return [(f"{name} {x:.3g}", x) for name, x in zip(("negative", "neutral", "positive"), scale, strict=True)]
+    values = scale.mid - scale.reach, scale.mid, scale.mid + scale.reach
+    return [(f"{name} {value:.3g}", value) for name, value in zip(scale.names, values, strict=True)]
+
+
+def _legend(scale):
+    """The same as a line of spans."""
+    return [Span(c, b"", 0, value) for words, value in _key(scale) for c in f" {words} "]
 
 
 def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, columns: int = 80) -> Path:
@@ -232,7 +243,7 @@ def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, c
 
     Raises UserError for texts too long for one picture, and where matplotlib is missing.
     """
-    lines = [row for text in texts for row in [*rows(text, columns), []]]
+    lines = _lines(texts, columns)
     require(len(lines) <= ROWS, f"{len(lines):,} lines are too many for one picture: at most {ROWS}; name a file .html")
     try:
         import matplotlib
@@ -242,27 +253,36 @@ def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, c
         raise UserError("matplotlib is not installed; name a file .html") from None
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"  # it comes with matplotlib
     font, glyphs = FontProperties(fname=file, size=10), get_font(file).get_charmap()
-    drawn = lambda character: character if ord(character) in glyphs else "\u25a1"
-    key = [Span(c, 0, value) for name, value in _key(scale) for c in f" {name} "]
-    lines += [key, [], *rows([Span(c, 0, scale.mid) for c in about], columns)]
+    lines += [_legend(scale), [], *rows([Span(c, b"", 0, scale.mid) for c in about], columns)]
     inches, high = 0.0869, 0.22  # of a column and of a row: the font's advance is 0.602 of its size
     figure = Figure(figsize=((columns + 4) * inches, (len(lines) + 2) * high), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, columns + 2), ylim=(len(lines) + 1, -1))
     axes.set_axis_off()
     for y, row in enumerate(lines):
         x = 0
-        for span in row:
-            columns_wide = width(span.character)
-            if span.value != scale.mid:
-                paint = np.array(colour(span.value, scale)) / 255
-                axes.bar(x, 1, columns_wide, y, align="edge", color=paint, linewidth=0)
-            if not span.character.isspace():
-                at = dict(ha="center", va="baseline", parse_math=False, font=font)
-                axes.text(x + columns_wide / 2, y + 0.72, drawn(span.character), **at)
-            x += columns_wide
+        for character, wide, value in _cells(row):
+            if value != scale.mid:
+                axes.bar(x, 1, wide, y, align="edge", color=np.array(colour(value, scale)) / 255, linewidth=0)
+            if not character.isspace():
+                seen = character if ord(character) in glyphs else "\u25a1"
+                axes.text(x + wide / 2, y + 0.72, seen, ha="center", va="baseline", parse_math=False, font=font)
+            x += wide
     with atomic(path) as written:
         figure.savefig(written, format="png", facecolor="white")
     return path
+
+
+def _cells(row):
+    """The characters of a row that take room, composed with the marks that follow them, their widths and values."""
+    cells = []
+    for span in row:
+        wide = width(span.character)
+        if wide or not cells:
+            cells.append((span.character, wide, span.value))
+        else:  # e and an acute accent are an é, whose value is the accent's; a mark that does not compose is left out
+            composed = unicodedata.normalize("NFC", cells[-1][0] + span.character)[0]
+            cells[-1] = (composed, cells[-1][1], span.value)
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Pictures of a unit, of the probe, of training and of what holding the unit does. matplotlib is imported when one is
 drawn."""
 
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, Real
 
+from mlstm_jax.disk import atomic
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
-GREEN, PINK = "#009E73", "#CC79A7"
 
 # Test accuracies on binary SST, as fractions: figure 2 of Radford et al. 2017 draws such lines.
 PUBLISHED = {
@@ -31,11 +34,12 @@ def histogram(
     threshold: float | None = None,
 ) -> Path:
     """Draw a unit's values by label, 0 negative and 1 positive, as in figure 3 of Radford et al. 2017. PNG."""
-    figure, axes = _figure(title, value_name, "texts")
+    figure, (axes,) = _figure(title, value_name, "texts")
     bins = np.histogram_bin_edges(values, min(60, max(10, round(2 * len(values) ** 0.5))))
     for label, name, colour in ((0, "negative", ORANGE), (1, "positive", BLUE)):
         of_label = values[labels == label]
-        axes.hist(of_label, bins, color=colour, alpha=0.55, label=f"{name} ({len(of_label):,})")
+        shape = dict(histtype="stepfilled", facecolor=(colour, 0.45), edgecolor=colour)  # outlines tell them apart
+        axes.hist(of_label, bins, label=f"{name} ({len(of_label):,})", **shape)
     if threshold is not None:
         axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.3g}")
     axes.legend(frameon=False)
@@ -44,7 +48,7 @@ def histogram(
 
 def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -> Path:
     """Draw the probe's absolute coefficients by unit, the largest marked with its number. PNG."""
-    figure, axes = _figure(title, "unit", "absolute weight in the probe")
+    figure, (axes,) = _figure(title, "unit", "absolute weight in the probe")
     size = np.abs(coefficients)
     units = np.flatnonzero(size)
     axes.vlines(units, 0, size[units], color=BLUE, linewidth=1.2)
@@ -62,10 +66,11 @@ def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw bits per byte by update: of training ("bits_per_byte"; light, smoothed dark), of held-out bytes
     ("heldout_bits_per_byte"; points). `metrics` are the lines of metrics.jsonl. PNG."""
-    figure, axes = _figure("Bits per byte", "update", "bits per byte")
+    figure, (axes,) = _figure("Bits per byte", "update", "bits per byte")
+    _whole(axes)
     updates, bits = _series(metrics, "bits_per_byte")
     axes.plot(updates, bits, color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(updates, _smooth(bits), color=BLUE, linewidth=2, label="training")
+    axes.plot(updates, _smooth(bits), color=BLUE, linewidth=2, label="training, running mean")
     heldout_updates, heldout = _series(metrics, "heldout_bits_per_byte")
     if len(heldout):
         axes.plot(heldout_updates, heldout, "o", color=ORANGE, markersize=4, label=f"held out, last {heldout[-1]:.3f}")
@@ -85,27 +90,29 @@ def label_efficiency(
 ) -> Path:
     """Draw test accuracy by the number of training labels, as in figure 2 of Radford et al. 2017. PNG.
 
-    Rows are (labels, mean accuracy, deviation), of the probe on all units and of the one unit. `published` are others'
-    accuracies by name, dashed lines with their names beside them. Accuracies are fractions.
+    Rows are (labels, mean accuracy, deviation), of the probe on all units and of the one unit; the deviation is shaded.
+    `published` are others' accuracies by name, dashed lines. Names stand beside the lines' ends. Accuracies are
+    fractions.
     """
-    figure, axes = _figure(title, "labelled texts (log scale)", "test accuracy")
-    for name, rows, colour in (("all units", rows_all, BLUE), ("the unit alone", rows_unit, ORANGE)):
+    figure, (axes,) = _figure(title, "labelled texts, log scale (shaded: ± one deviation)", "test accuracy")
+    ends = [(accuracy, name, GREY) for name, accuracy in published.items()]
+    for name, rows, colour, marker in (("all units", rows_all, BLUE, "o"), ("the unit", rows_unit, ORANGE, "s")):
         labels, mean, deviation = np.array(sorted(rows), np.float64).reshape(-1, 3).T
-        _band(axes, labels, (mean, mean - deviation, mean + deviation), colour, name)
+        _band(axes, labels, (mean, mean - deviation, mean + deviation), colour, marker)
+        ends += [(float(last), name, colour) for last in mean[-1:]]
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
-    names = sorted(published, key=published.get)
-    for name in names:
-        axes.axhline(published[name], color=GREY, linestyle="--", linewidth=1)
+    _percent(axes)
+    for accuracy in published.values():
+        axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=1)
+    ends.sort()
     low, high = axes.get_ylim()
-    places = _apart([published[name] for name in names], 0.05 * (high - low))
-    for name, place in zip(names, places, strict=True):
-        beside = dict(xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(), va="center")
-        line = dict(arrowstyle="-", color=GREY, linewidth=0.6, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
-        text = f"{name} {published[name]:.1%}"
-        axes.annotate(text, (1, published[name]), (1.03, place), color=GREY, fontsize=9, arrowprops=line, **beside)
-    axes.legend(frameon=False, loc="lower right")
+    places = _apart([accuracy for accuracy, _, _ in ends], 0.055 * (high - low))
+    beside = dict(xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(), va="center")
+    for (accuracy, name, colour), place in zip(ends, places, strict=True):
+        line = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
+        text = f"{name} {accuracy:.1%}"
+        axes.annotate(text, (1, accuracy), (1.03, place), color=colour, fontsize=9, arrowprops=line, **beside)
     return _save(figure, path)
 
 
@@ -118,46 +125,40 @@ def over_training(
     path: Path,
     title: str,
 ) -> Path:
-    """Draw held-out bits per byte (left axis) and the unit's test accuracy (right axis) by update. PNG.
+    """Draw held-out bits per byte, and below them the unit's test accuracy, by update. PNG.
 
-    The accuracy is a fraction, `low` and `high` its interval.
+    The accuracy is a fraction, `low` and `high` its 95 % interval; NaN is left out. One axis for both would have the
+    curves cross where nothing happens.
     """
-    figure, axes = _figure(title, "update", "held-out bits per byte")
-    axes.plot(updates, bits_per_byte, "o-", color=BLUE, markersize=4)
-    right = axes.twinx()
-    _band(right, updates, (accuracy, low, high), ORANGE)
-    right.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f}%")
-    right.set_ylabel("test accuracy of the unit")
-    right.spines["top"].set_visible(False)
-    for side, colour in ((axes, BLUE), (right, ORANGE)):
-        side.yaxis.label.set_color(colour)
-        side.tick_params(axis="y", colors=colour)
+    figure, (above, below) = _figure(
+        title, "update (shaded: 95 % intervals)", "held-out\nbits per byte", "test accuracy\nof the unit"
+    )
+    _whole(below)
+    _band(above, updates, (bits_per_byte,) * 3, BLUE)
+    _band(below, updates, (accuracy, low, high), ORANGE, "s")
+    _percent(below)
     return _save(figure, path)
 
 
 def clamp_effect(ks: Real[np.ndarray, "n"], scores: Mapping[str, Band], bits: Band, path: Path, title: str) -> Path:
-    """Draw what scorers make of samples by the deviations at which the unit was held; below, bits per byte. PNG."""
-    figure, axes = _figure(title, "", "score of the samples")
-    axes.remove()
-    above, below = figure.subplots(2, sharex=True, height_ratios=(2, 1))
-    above.set(title=title, ylabel="how positive")
-    below.set(xlabel="deviations from neutral at which the unit is held", ylabel="bits per byte", xticks=ks)
-    colours = (BLUE, ORANGE, GREEN, PINK)
-    for i, (name, band) in enumerate(scores.items()):
-        _band(above, ks, band, colours[i % len(colours)], name)
-    _band(below, ks, bits, GREY)
-    for panel in (above, below):
-        _plain(panel)
-    if scores:
-        above.legend(frameon=False)
+    """Draw each scorer's mean by the deviations at which the unit was held; last, bits per byte of the samples. PNG.
+
+    Intervals of 95 % are shaded. Every scorer has its own axis, as VADER's 0.5 is not the 0.5 of a probability.
+    """
+    x = "deviations from neutral at which the unit is held (shaded: 95 % intervals)"
+    figure, panels = _figure(title, x, *(f"score by\n{name}" for name in scores), "bits per byte\nof the samples")
+    for panel, band in zip(panels, [*scores.values(), bits], strict=True):
+        _band(panel, ks, band, GREY if band is bits else BLUE)
+    panels[-1].set_xticks(ks)
     return _save(figure, path)
 
 
-def _band(axes, x, band, colour, name=None):
-    """A line with points, its interval shaded."""
+def _band(axes, x, band, colour, marker="o"):
+    """A line with points; its intervals are shaded, and drawn at every point: one alone has no area."""
     mean, low, high = band
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, mean, "o-", color=colour, markersize=4, label=name)
+    axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)
+    axes.plot(x, mean, marker=marker, color=colour, markersize=4)
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
@@ -187,22 +188,37 @@ def _smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (total[last] - total[first]) / (last - first)
 
 
-def _figure(title: str, x: str, y: str):
+def _figure(title: str, x: str, *ys: str):
+    """A figure, and a panel for every y, one below the other; x is the same for all."""
     from matplotlib.figure import Figure  # not pyplot: no window, no state between pictures
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, max(4.5, 1.8 * len(ys))), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    return figure, _plain(figure.add_subplot(title=title, xlabel=x, ylabel=y))
+    panels = figure.subplots(len(ys), sharex=True, squeeze=False)[:, 0]
+    for panel, y in zip(panels, ys, strict=True):
+        panel.set_ylabel(y, parse_math=False)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.25)
+        panel.set_axisbelow(True)
+    panels[0].set_title(textwrap.fill(title, 80), parse_math=False)  # a name may be long, and hold a $
+    panels[-1].set_xlabel(x)
+    figure.align_ylabels(panels)
+    return figure, panels
 
 
-def _plain(axes):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-    return axes
+def _whole(axes):
+    """Whole numbers along x, in full."""
+    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+
+
+def _percent(axes):
+    """Fractions along y, as per cent."""
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
 
 
 def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in a name is no reason for a warning
+        figure.savefig(file, format="png")
     return path
