@@ -95,6 +95,9 @@ class Config:
     segment: int = 0
     """The backward pass goes through so many bytes of the window at a time and computes what it needs of them again: a
     third more work in products, far less memory; 0 keeps it for the whole window. The update is the same."""
+    recurrence: Literal["plain", "pallas"] = "plain"
+    """The time loops of an update: plain leaves them to XLA; pallas takes kernels of our own where there are any for
+    the hardware and the size, and else says so. They agree with plain, but have been timed on no hardware yet."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None

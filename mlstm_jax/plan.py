@@ -61,6 +61,8 @@ def plan(config: Config) -> int:
     sharding.require_units(config.model.hidden, mesh)
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.lanes} lanes")
+    for line in _loops(config, mesh, precision):
+        print(line)
     begun = time.monotonic()
     compiled = compile_update(config, mesh, precision)
     print(f"one update compiled in {time.monotonic() - begun:.0f} seconds")
@@ -85,6 +87,7 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
         f"{config.model.hidden} units, {parameters(config.model):,} parameters, {precision}; "
         f"with Adam's moments {here / 1e6:,.1f} MB a device; {lanes} of {config.lanes} lanes a device"
     )
+    yield from _loops(config, mesh, precision)
     per_byte = flops_per_byte(config.model)
     total = per_byte * config.lanes * config.window * updates
     yield f"{per_byte:,} floating-point operations a byte, {total:.2g} in {updates:,} updates"
@@ -100,6 +103,16 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
         )
 
 
+def _loops(config, mesh, precision):
+    from mlstm_jax import kernels
+
+    loops, reason = kernels.choose(config, mesh, precision)
+    if loops:
+        yield "time loops: kernels of our own, in Pallas; any estimate is of the plain ones"
+    if reason:
+        yield f"time loops: the plain ones instead of pallas: {reason}"
+
+
 def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
     """The update of `config` compiled for a mesh; the compiler's words where it has not memory enough."""
     import jax
@@ -107,7 +120,9 @@ def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
     from mlstm_jax import training
 
     try:
-        step = training.jitted(config, precision, mesh).lower(*training.shapes(config, mesh)).compile()
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # from which kernels of our own know the hardware
+            step = training.jitted(config, precision, mesh).lower(*training.shapes(config, mesh))
+        step = step.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -158,14 +173,18 @@ def collectives(hlo: str) -> tuple[Counter, Counter]:
 def time_loops(hlo: str) -> list[Loop]:
     """What the bodies of an optimised HLO module's innermost loops do, forward before backward.
 
-    Of an array that is updated in place only the part that is written counts; an array that is copied counts whole.
+    Of an array that is updated in place only the part that is written counts, or where a kernel of ours does that, none
+    of it; an array that is copied counts whole.
     """
     parts = {name: [m.groups("") for m in INSTRUCTION.finditer(text)] for name, text in COMPUTATION.findall(hlo)}
     called = lambda more: [name for name in re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", more) if name in parts]
 
     def multiplies(operation, more):
         inner = any(multiplies(op, m) for name in called(more) for _, _, _, op, _, m in parts[name])
-        return inner or operation in ("dot", "convolution") or bool(re.search('target="[^"]*(gemm|matmul)', more))
+        # As a target, triton is a kernel of ours: every one of them is a product and what follows it.
+        return (
+            inner or operation in ("dot", "convolution") or bool(re.search('target="[^"]*(gemm|matmul|triton)', more))
+        )
 
     def writes(instructions, root):
         _, _, shape, operation, operands, more = root
@@ -180,7 +199,9 @@ def time_loops(hlo: str) -> list[Loop]:
         elif operation.startswith(("fusion", "async-start", "call")):
             inside = parts[called(more)[0]]
             return writes(inside, next(i for i in inside if i[0]))
-        return [f"{kind}[{dims}]" for kind, dims in re.findall(r"([a-z]+[0-9]*)\[(?:1,)*([0-9,]*)\]", shape)]
+        in_place = set(map(int, re.findall(r"\{(\d+)\}: \(", more.partition("output_to_operand_aliasing={")[2])))
+        shapes = re.findall(r"([a-z]+[0-9]*)\[(?:1,)*([0-9,]*)\]", shape)
+        return [f"{kind}[{dims}]" for i, (kind, dims) in enumerate(shapes) if i not in in_place]
 
     found = []
     for body in re.findall(r"\bbody=%?([\w.\-]+)", hlo):

@@ -75,10 +75,35 @@ def before_gates(
     return x + jax.lax.optimization_barrier(dot(mx * mh, wh)), mh
 
 
-def gates(z: Float[Array, "batch gates"]) -> tuple[Float[Array, "batch units"], ...]:
+Gates = tuple[Float[Array, "batch units"], ...]  # i, f, o, u, or what they are formed from, or the gradients of it
+
+
+def split(z: Float[Array, "batch gates"]) -> Gates:
+    """The four parts of what `before_gates` gives."""
+    return tuple(jnp.split(z, 4, axis=1))
+
+
+def gates(z: Gates) -> Gates:
     """i, f, o, u."""
-    i, f, o, u = jnp.split(z, 4, axis=1)
+    i, f, o, u = z
     return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(u)
+
+
+def update(z: Gates, c: Float[Array, "batch units"]) -> OwnState:
+    """The state after a step."""
+    i, f, o, u = gates(z)
+    c = f * c + i * u
+    return c, o * jnp.tanh(c)
+
+
+def update_backward(
+    z: Gates, c: Float[Array, "batch units"], dc: Float[Array, "batch units"], dh: Float[Array, "batch units"]
+) -> tuple[Float[Array, "batch units"], Gates]:
+    """From the gradients of `update`'s results, those of its c and of its z."""
+    i, f, o, u = gates(z)
+    tanh_c = jnp.tanh(f * c + i * u)
+    dc = dc + dh * o * (1 - tanh_c**2)
+    return dc * f, (dc * u * i * (1 - i), dc * c * f * (1 - f), dh * tanh_c * o * (1 - o), dc * i * (1 - u**2))
 
 
 def cell(
@@ -96,10 +121,7 @@ def cell(
     """
     c, h = state
     z, mh = before_gates(wmh, wh, x, mx, h, axis)
-    i, f, o, u = gates(z)
-    c = f * c + i * u
-    h = o * jnp.tanh(c)
-    return (c, h), (z, mh)
+    return update(split(z), c), (z, mh)
 
 
 def step(
@@ -152,15 +174,18 @@ def unroll(
     precision: str | None = None,
     axis: str | None = None,
     segment: int = 0,
+    loops: "Loops | None" = None,
 ) -> tuple[Float[Array, "time batch units"], State]:
     """The hidden state after every byte of a training window, time first, and the final state. Differentiable.
 
     `precision` is that of the products in the loop, by default the weights' own; wider weights have wider gradients.
     Hidden states have it too, as products alone read them. `axis` as in `cell`. With a `segment`, which divides the
     window, the backward pass goes through so many bytes at a time, and what it needs of them is computed again.
+    `loops` of `kernels` take neither.
     """
     dtype = jnp.dtype(precision or weights.wh.dtype)
-    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state, dtype, axis, segment)
+    loops = loops or Loops(partial(forward_loop, axis=axis, keep=not segment), partial(backward_loop, axis=axis))
+    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state, dtype, axis, segment, loops)
 
 
 # The backward pass by hand. Autodiff of lax.scan adds a full [hidden, 4 * hidden] weight gradient to an accumulator at
@@ -172,46 +197,86 @@ def unroll(
 # segment at once, give the rest again.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _unroll(wmh, wh, x, mx, data, state, dtype, axis, segment):
-    return _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment)[0]
+class Loops(NamedTuple):
+    """What goes through a window byte by byte: `forward_loop` and `backward_loop`, or others that do the same."""
+
+    forward: Callable
+    backward: Callable
 
 
-def _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment):
-    narrow_wmh, narrow_wh = wmh.astype(dtype), wh.astype(dtype)
+def forward_loop(
+    wmh: Float[Array, "units hidden"],
+    wh: Float[Array, "hidden gates"],
+    x: Float[Array, "vocab gates"],
+    mx: Float[Array, "vocab hidden"],
+    data: UInt8[Array, "time batch"],
+    state: OwnState,
+    axis: str | None = None,
+    keep: bool = True,
+) -> tuple[OwnState, Float[Array, "time batch units"], Float[Array, "time batch units"], tuple]:
+    """The last state; of every step its h, the c before it and, where they are to be kept, z and h wmh.
+
+    h, z and h wmh come in the precision of wmh and wh.
+    """
+    dtype = wh.dtype
 
     def body(state, byte):
-        (c, h), saved = cell(narrow_wmh, narrow_wh, x[byte], mx[byte], state, axis)
+        (c, h), saved = cell(wmh, wh, x[byte], mx[byte], state, axis)
         h = h.astype(dtype)
-        return (c, h), (h, state[0], () if segment else tuple(s.astype(dtype) for s in saved))
+        return (c, h), (h, state[0], tuple(s.astype(dtype) for s in saved) if keep else ())
 
-    c, h = state[0], state[1].astype(dtype)
-    (c_last, h_last), (hs, cs_before, saved) = jax.lax.scan(body, (c, h), data)
-    return (hs, (c_last, h_last.astype(c.dtype))), (wmh, wh, x, mx, data, h, hs, cs_before, saved)
+    c, h = state
+    (c_last, h_last), (hs, cs_before, saved) = jax.lax.scan(body, (c, h.astype(dtype)), data)
+    return (c_last, h_last.astype(c.dtype)), hs, cs_before, saved
 
 
-def _unroll_backward(dtype, axis, segment, residuals, cotangents):
+def backward_loop(
+    wmh_t: Float[Array, "hidden units"],
+    wh_t: Float[Array, "gates hidden"],
+    mx: Float[Array, "vocab hidden"],
+    data: UInt8[Array, "time batch"],
+    zs: Float[Array, "time batch gates"],
+    cs_before: Float[Array, "time batch units"],
+    dhs: Float[Array, "time batch units"],
+    last: OwnState,
+    axis: str | None = None,
+) -> tuple[OwnState, Float[Array, "time batch gates"], Float[Array, "time batch hidden"]]:
+    """From the gradients of every h and of the last state, those of the first state, and of every z and m."""
+    dtype = wh_t.dtype
+
+    def body(carry, inputs):
+        dc, dh, zs = carry
+        t, byte, c_before, dh_out = inputs
+        z = split(jax.lax.dynamic_index_in_dim(zs, t, keepdims=False).astype(dc.dtype))
+        dc, dz = update_backward(z, c_before, dc, dh + dh_out.astype(dh.dtype))
+        # The barrier keeps the gates' arithmetic out of the copy that joins them, where it would be slower on a CPU.
+        dz = jnp.concatenate(jax.lax.optimization_barrier(tuple(d.astype(dtype) for d in dz)), axis=1)
+        dm = total(dot(dz, wh_t), axis)
+        zs = jax.lax.dynamic_update_index_in_dim(zs, dz, t, axis=0)
+        return (dc, dot(dm * mx[byte], wmh_t), zs), dm.astype(dtype)
+
+    steps = (jnp.arange(len(data)), data, cs_before, dhs)
+    (dc, dh, dzs), dms = jax.lax.scan(body, (*last, zs), steps, reverse=True)
+    return (dc, dh), dzs, dms
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
+def _unroll(wmh, wh, x, mx, data, state, dtype, axis, segment, loops):
+    return _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment, loops)[0]
+
+
+def _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment, loops):
+    last, hs, cs_before, saved = loops.forward(wmh.astype(dtype), wh.astype(dtype), x, mx, data, state)
+    return (hs, last), (wmh, wh, x, mx, data, state[1].astype(dtype), hs, cs_before, saved)
+
+
+def _unroll_backward(dtype, axis, segment, loops, residuals, cotangents):
     wmh, wh, x, mx, data, h0, hs, cs_before, saved = residuals
     dhs, last = cotangents  # of all hidden states, and of the last (c, h)
     narrow_wmh, narrow_wh = wmh.astype(dtype), wh.astype(dtype)
     # Real transposed copies: a product with a transposed view inside the loop is slower.
     wmh_t, wh_t = jax.lax.optimization_barrier((narrow_wmh.T, narrow_wh.T))
     rows = lambda a: a.reshape(-1, a.shape[-1])  # time and batch as one axis
-
-    def body(carry, inputs):
-        dc, dh, zs = carry
-        t, byte, c_before, dh_out = inputs
-        i, f, o, u = gates(jax.lax.dynamic_index_in_dim(zs, t, keepdims=False).astype(dc.dtype))
-        dh, tanh_c = dh + dh_out.astype(dh.dtype), jnp.tanh(f * c_before + i * u)
-        dc = dc + dh * o * (1 - tanh_c**2)
-        di, df = dc * u * i * (1 - i), dc * c_before * f * (1 - f)
-        do, du = dh * tanh_c * o * (1 - o), dc * i * (1 - u**2)
-        # The barrier keeps the gates' arithmetic out of the copy that joins them, where it would be slower on a CPU.
-        dz = jax.lax.optimization_barrier(tuple(d.astype(dtype) for d in (di, df, do, du)))
-        dz = jnp.concatenate(dz, axis=1)
-        dm = total(dot(dz, wh_t), axis)
-        zs = jax.lax.dynamic_update_index_in_dim(zs, dz, t, axis=0)
-        return (dc * f, dot(dm * mx[byte], wmh_t), zs), dm.astype(dtype)
 
     def through(last, inputs):
         """The gradients of the state before some steps, and of the weights in them, from that of their last state."""
@@ -220,8 +285,7 @@ def _unroll_backward(dtype, axis, segment, residuals, cotangents):
             byte = data.reshape(-1)
             saved = before_gates(narrow_wmh, narrow_wh, x[byte], mx[byte], rows(hs_before), axis)
         zs, mh = (s.astype(dtype).reshape(*data.shape, -1) for s in saved)
-        steps = (jnp.arange(len(data)), data, cs_before, dhs)
-        (dc, dh, dz), dm = jax.lax.scan(body, (*last, zs), steps, reverse=True)
+        first, dz, dm = loops.backward(wmh_t, wh_t, mx, data, zs, cs_before, dhs, last)
 
         def product(a, d):  # a weight's gradient: the outer products of all steps, summed by one matrix product
             return dot(rows(a).T, rows(d).astype(dtype)).astype(wh.dtype)
@@ -232,7 +296,7 @@ def _unroll_backward(dtype, axis, segment, residuals, cotangents):
             return jnp.zeros((len(mx), d.shape[-1]), d.dtype).at[data.reshape(-1)].add(rows(d))
 
         mx_here, mh, dm = mx[data], mh.astype(mx.dtype), dm.astype(mx.dtype)
-        return (dc, dh), (product(hs_before, dm * mx_here), product(mx_here * mh, dz), table(dz), table(dm * mh))
+        return first, (product(hs_before, dm * mx_here), product(mx_here * mh, dz), table(dz), table(dm * mh))
 
     def add(so_far, inputs):
         first, slopes = through(so_far[0], inputs)

@@ -1,5 +1,6 @@
 """The training state, one update, and the scoring of held-out bytes: pure functions, no disk."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mlstm_jax import model, recurrence, sharding
+from mlstm_jax import kernels, model, recurrence, sharding
 from mlstm_jax.config import Config
 from mlstm_jax.model import Params, Precision
 from mlstm_jax.recurrence import State, Weights
@@ -66,19 +67,21 @@ def loss(
     lanes: State,
     precision: str | None = None,
     axis: str | None = None,
-    segment: int = 0,
+    unroll: Callable = recurrence.unroll,
 ) -> tuple[Float[Array, ""], State]:
     """Mean cross-entropy in nats of every next byte, and the state after the window.
 
-    `precision`, `axis` and `segment` as in `recurrence.unroll`.
+    `precision` and `axis` as in `recurrence.unroll`; `unroll` is that, with its other options.
     """
-    nats, lanes = _nats(weights, window, lanes, precision, axis, segment)
+    nats, lanes = _nats(weights, window, lanes, precision, axis, unroll)
     return nats.mean(), lanes
 
 
-def _nats(weights, window, lanes, precision, axis, segment=0) -> tuple[Float[Array, "lanes window"], State]:
+def _nats(
+    weights, window, lanes, precision, axis, unroll=recurrence.unroll
+) -> tuple[Float[Array, "lanes window"], State]:
     """What every next byte costs, and the state after the window."""
-    hidden, lanes = recurrence.unroll(weights, window[:, :-1], lanes, precision, axis, segment)
+    hidden, lanes = unroll(weights, window[:, :-1], lanes, precision, axis)
     logits = model.read_out(weights, hidden, precision, axis)
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].T.astype(jnp.int32)).T, lanes
 
@@ -90,7 +93,7 @@ def gradient(
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
-    segment: int = 0,
+    unroll: Callable = recurrence.unroll,
 ) -> tuple[Float[Array, ""], State, Params]:
     """`loss`, the state after the window, and the gradient, float32 whatever the products' precision.
 
@@ -99,11 +102,11 @@ def gradient(
     """
     weights, pull_back = jax.vjp(model.prepare, params)
     if mesh is None or mesh.size == 1:
-        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, segment)
+        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll)
     else:
         state = P(sharding.LANES, "model")
         here = jax.shard_map(
-            partial(_spread_gradient, precision=precision, groups=groups, segment=segment, mesh=mesh),
+            partial(_spread_gradient, precision=precision, groups=groups, unroll=unroll, mesh=mesh),
             mesh=mesh,
             in_specs=(sharding.WEIGHTS, P(sharding.LANES), (state, state)),
             out_specs=(P(), (state, state), sharding.WEIGHTS),
@@ -114,18 +117,18 @@ def gradient(
     return nats, lanes, pull_back(slopes)[0]
 
 
-def _spread_gradient(own, window, lanes, precision, groups, segment, mesh):
+def _spread_gradient(own, window, lanes, precision, groups, unroll, mesh):
     """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
     weights = sharding.gather(own, precision, mesh)
     axis = sharding.unit_axis(mesh)
-    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, segment, axis)
+    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll, axis)
     return jax.lax.pmean(nats, sharding.LANES), lanes, sharding.reduce(slopes, mesh)
 
 
-def _own_gradient(weights, window, lanes, precision, groups, segment, axis=None):
+def _own_gradient(weights, window, lanes, precision, groups, unroll, axis=None):
     """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
-    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, segment=segment), has_aux=True)
+    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, unroll=unroll), has_aux=True)
     if groups == 1:
         (nats, lanes), slopes = differentiate(wide, window, lanes)
         return nats, lanes, slopes
@@ -151,19 +154,21 @@ def train_step(
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
-    segment: int = 0,
+    unroll: Callable = recurrence.unroll,
 ) -> tuple[TrainState, Metrics]:
     """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
     lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
-    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups, segment)
+    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups, unroll)
     return apply_gradient(state, slopes, nats, lanes, rate, clip=clip)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
     """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
-    less_memory = {"groups": config.lane_groups, "segment": config.segment}
+    loops, _ = kernels.choose(config, mesh, precision)
+    unroll = partial(recurrence.unroll, segment=config.segment, loops=loops)
+    options = {"clip": config.clip, "groups": config.lane_groups, "unroll": unroll}
     return jax.jit(
-        partial(train_step, clip=config.clip, precision=precision, mesh=mesh, **less_memory),
+        partial(train_step, precision=precision, mesh=mesh, **options),
         donate_argnames="state",
         out_shardings=(shardings(config, mesh), sharding.named(mesh, P())),
     )

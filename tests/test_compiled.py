@@ -49,6 +49,7 @@ HloModule jit_f
 
 %backward (state: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %called = (f32[4,8]{1,0}, s8[64]{0}) custom-call(%a, %w), custom_call_target="__cublas$lt$matmul"
+  %ours = (bf16[4,8], f32[9,4,8]) custom-call(), custom_call_target="triton", output_to_operand_aliasing={{1}: (1, {})}
   %total = f32[] reduce(%z, %zero), dimensions={0,1}, to_apply=%add, metadata={op_name="transpose(jvp())/while/body"}
   ROOT %copied = f32[8,32]{1,0} copy(%accumulator)
 }
@@ -67,7 +68,8 @@ ENTRY %main (w: f32[32,128]) -> f32[] {
 def test_kernels_of_a_step_and_what_they_write_are_counted():
     forward, backward = plan.time_loops(HLO)
     assert forward == (False, 1, 2, {"bf16[4,8]": 2, "f32[4,32]": 1, "f32[4,8]": 1}), "in place, a row is written"
-    assert backward == (True, 1, 2, {"f32[4,8]": 1, "s8[64]": 1, "f32[]": 1, "f32[8,32]": 1}), "a copy is written whole"
+    written = {"f32[4,8]": 1, "s8[64]": 1, "bf16[4,8]": 1, "f32[]": 1, "f32[8,32]": 1}
+    assert backward == (True, 2, 2, written), "a copy is written whole, what a kernel of ours updates is not"
     assert plan.elements("bf16[8,32]") == 256 and plan.elements("f32[]") == 1
 
 
@@ -87,8 +89,9 @@ def planned(*arguments):
     "arguments, gib, kernels",
     [
         ([], 4e9 / 2**30, {"forward": 7, "backward": 7}),
-        (["--lanes", "256", "--segment", "32"], 4e9 / 2**30, {"forward": 5, "backward": 7}),
+        (["--lanes", "256", "--segment", "16"], 4e9 / 2**30, {"forward": 5, "backward": 7}),
         (["--lanes", "256"], 5.5, {"forward": 7, "backward": 7}),
+        (["--recurrence", "pallas"], 4e9 / 2**30, {"forward": 1, "backward": 1}),
     ],
 )
 def test_the_papers_update_is_lean_on_an_h200(arguments, gib, kernels):
@@ -100,5 +103,5 @@ def test_the_papers_update_is_lean_on_an_h200(arguments, gib, kernels):
     for way, products, others, written in loops:
         assert int(products) == 2 and int(others) <= kernels[way]
         sizes = [plan.elements(shape) for shape in re.findall(r"\w+\[[\d,]*\]", written)]
-        assert len(sizes) > 4 and max(sizes) < 4096**2
+        assert len(sizes) > 1 and max(sizes) < 4096**2
     assert told.count("none is of a weight's size") == 2 and "warning" not in told

@@ -186,3 +186,14 @@ def test_in_the_papers_update_no_weight_moves_inside_the_time_loop(arguments, in
     done = planned("--config", "configs/amazon.py", "--plan", *arguments)
     assert done.returncode == 0, done.stderr
     assert f"collectives in the time loop: {in_loop}\n" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["v5e:1x1", "--lanes", "128"], ["v5e:2x4", "--lanes", "1024"]])
+def test_both_matrices_of_2048_units_stay_in_a_chips_vmem(arguments):
+    done = planned(
+        "--config", "configs/amazon.py", "--model.hidden", "2048", "--recurrence", "pallas", "--plan", *arguments
+    )
+    assert done.returncode == 0, done.stderr
+    assert "time loops: kernels of our own" in done.stdout and "it fits" in done.stdout
