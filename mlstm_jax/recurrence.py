@@ -45,8 +45,9 @@ def zero_state(weights: Weights, batch: int) -> State:
 
 def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"]) -> Float[Array, "batch n"]:
     """Matrix product in the weights' precision, accumulated in float32 at least."""
-    dtype = w.dtype if w.dtype.itemsize >= 4 else jnp.float32
-    return jnp.dot(a.astype(w.dtype), w, precision="highest", preferred_element_type=dtype)
+    # A narrow product is exact as it is; asked for more, a kernel for TPUs does not compile.
+    dtype, precision = (w.dtype, "highest") if w.dtype.itemsize >= 4 else (jnp.float32, "default")
+    return jnp.dot(a.astype(w.dtype), w, precision=precision, preferred_element_type=dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -62,15 +62,10 @@ def _products(a, w, rows, firsts):
     def add(k, sums):
         k = pl.ds(k * DEPTH, DEPTH)
         part = a[rows, k]
-        return tuple(s + _dot(part, w[k, pl.ds(first, COLUMNS)]) for s, first in zip(sums, firsts, strict=True))
+        return tuple(s + dot(part, w[k, pl.ds(first, COLUMNS)]) for s, first in zip(sums, firsts, strict=True))
 
     start = tuple(jnp.zeros((rows.size, COLUMNS), jnp.float32) for _ in firsts)
     return jax.lax.fori_loop(0, deep // DEPTH, add, start)
-
-
-def _dot(a, w):
-    precision = "highest" if w.dtype == jnp.float32 else None
-    return jnp.dot(a, w, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _forward(wmh, wh, x, mx, data, state, interpret):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from mlstm_jax.recurrence import Loops, update, update_backward
+from mlstm_jax.recurrence import Loops, dot, update, update_backward
 
 LANES = 128  # that are computed together, where they can be parted so
 VMEM = 120 * 2**20  # of the 128 MiB that a v5e or v6e has
@@ -39,11 +39,6 @@ def loops(interpret: bool = False) -> Loops:
 
 def _together(lanes):
     return LANES if lanes % LANES == 0 else lanes
-
-
-def _dot(a, w):
-    precision = "highest" if w.dtype == jnp.float32 else None
-    return jnp.dot(a.astype(w.dtype), w, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _specs(batch, time, reverse=False):
@@ -108,13 +103,13 @@ def _advance(wmh, wh, x, mx, c_first, h_first, hs, cs, zs, mhs, c_last, h_last, 
     def _():
         c[...], h[...] = c_first[...], h_first[...]
 
-    mh = _dot(h[...], wmh[...])
+    mh = dot(h[...], wmh[...])
     m = (mx[...] * mh).astype(wh.dtype)
     cs[...], mhs[...] = c[...], mh.astype(mhs.dtype)
     z = []
     for gate in range(4):  # one by one, they take less room
         columns = pl.ds(gate * width, width)
-        z.append(x[:, columns] + _dot(m, wh[:, columns]))
+        z.append(x[:, columns] + dot(m, wh[:, columns]))
         zs[:, columns] = z[gate].astype(zs.dtype)
     c[...], h[...] = update(tuple(z), c[...])
     hs[...] = h[...].astype(hs.dtype)
@@ -158,9 +153,9 @@ def _retreat(wmh_t, wh_t, mx, zs, cs, dhs, dc_last, dh_last, dzs, dms, dc_first,
     dm = jnp.zeros(dc.shape, jnp.float32)
     for here, slope in zip(columns, slopes, strict=True):
         dzs[:, here] = slope.astype(dzs.dtype)
-        dm += _dot(dzs[:, here], wh_t[here, :])
+        dm += dot(dzs[:, here], wh_t[here, :])
     dms[...] = dm.astype(dms.dtype)
-    dh[...] = _dot(dm * mx[...], wmh_t[...])
+    dh[...] = dot(dm * mx[...], wmh_t[...])
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def _():
