@@ -29,6 +29,7 @@ def main(
     text_key: str | None = None,
     label_key: str | None = None,
     feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     controls: bool = False,
     label_efficiency: bool = False,
     over_training: bool = False,
@@ -49,6 +50,7 @@ def main(
         text_key: Column or JSON key of the text in a file of your own; found by its usual names.
         label_key: Column or JSON key of the label there; two classes or more.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
+        precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
         label_efficiency: Accuracy against the number of labelled texts.
         over_training: The unit at every checkpoint of the run.
@@ -65,7 +67,7 @@ def main(
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax import evaluation, lm, sections, tasks, units  # late, as they import jax: --help stays quick
 
-        model = lm.load(run)
+        model = lm.load(run, precision=precision)
         model.require_bytes()
         texts = labelled(task, data, text_key, label_key)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:

@@ -165,7 +165,7 @@ def run(config, run_dir, corpus, windows) -> int:
     alone = sharding.named(mesh, jax.sharding.PartitionSpec())
     train_step = training.jitted(config, precision, mesh)
     prepare = jax.jit(model.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
-    prepare_whole = jax.jit(partial(model.prepare, precision=precision), out_shardings=alone)
+    prepare_whole = jax.jit(partial(model.prepare_to_read, precision=precision), out_shardings=alone)
     own = sharding.own_lanes(mesh, config.lanes)
 
     def heldout(part) -> float:

@@ -43,7 +43,7 @@ def encode(
     left, the lanes become fewer. So little is read but text. Neither padding nor the order of the texts nor those
     beside it change a text's feature (1e-5 relative).
     """
-    features = np.zeros((len(texts), weights.wmh.shape[0]), np.float32)
+    features = np.zeros((len(texts), weights.hidden), np.float32)
     lengths = np.array([len(text) for text in texts], np.int64)
     waiting = iter(np.argsort(-lengths, kind="stable").tolist())
     chunk = chunk_of(lengths)

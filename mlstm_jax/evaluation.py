@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,16 +178,16 @@ class Moment(NamedTuple):
     high: float
 
 
-def over_training(run_dir: Path, task: Task, record: UnitRecord, most: int = 1000) -> list[Moment]:
-    """The found unit at every checkpoint that a run has kept, on the first `most` texts of train and test.
+def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Moment]:
+    """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
-    moments, updates = [], checkpoint.steps(run_dir)
+    moments, updates = [], checkpoint.steps(run.path)
     train, test = (split._replace(texts=split.texts[:most], labels=split.labels[:most]) for split in task[2:5:2])
     with log.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
-            model = lm.load(run_dir, update)
+            model = lm.load(run.path, update, run.precision)
             x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)

@@ -121,7 +121,7 @@ def stream(
     stretch. With `stop` a sample ends before the first newline that it writes.
     """
     held = dict(sorted(clamp.items())) if isinstance(clamp, Mapping) else {0: clamp}
-    free = np.full(weights.wmh.shape[0], np.nan, np.float32)
+    free = np.full(weights.hidden, np.nan, np.float32)
     values = np.stack([free if value is None else np.asarray(value) for value in held.values()])
     after_prime = _prime(weights, prime, values[0] if clamp_prime else free, of)
     limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)

@@ -25,25 +25,31 @@ from mlstm_jax.text import frame, show
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 
 
-def load(path: str | Path | None = None, update: int | None = None) -> "LanguageModel":
+def load(
+    path: str | Path | None = None,
+    update: int | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> "LanguageModel":
     """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
 
-    Of a run, the checkpoint of `update`, or the newest one. Computes in the device's default precision, whatever the
-    weights were trained in. Raises UserError where there is nothing to open.
+    Of a run, the checkpoint of `update`, or the newest one. Matrix products are of `precision`, whatever the weights
+    were trained in; "auto" is the device's. Raises UserError where there is nothing to open.
     """
+    chosen = None if precision == "auto" else precision
     if path is None:
         path = checkpoint.newest_run()
         print(f"using {path}, the run with the newest checkpoint", file=sys.stderr)
     path = Path(path)
     if not checkpoint.is_run(path):
         require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
-        return LanguageModel(convert.read(path), path, **convert.about(path))
+        return LanguageModel(convert.read(path), path, precision=chosen, **convert.about(path))
     params, meta = checkpoint.load_params(path, partial(print, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
     data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"
     data += f", starting from {config['init']}" if config.get("init") else ""
     heldout = meta["heldout_bits_per_byte"]
-    return LanguageModel(params, path, is_run=True, update=update, heldout=heldout, trained_on=data)
+    about = {"update": update, "heldout": heldout, "trained_on": data}
+    return LanguageModel(params, path, is_run=True, precision=chosen, **about)
 
 
 def default_precision() -> Precision:
@@ -79,7 +85,7 @@ class LanguageModel:
     @cached_property
     def weights(self) -> Weights:
         """The parameters as the loops want them, prepared when first needed: until then memory holds one copy only."""
-        return jax.jit(model.prepare, static_argnums=1)(self.params, self.precision)
+        return jax.jit(model.prepare_to_read, static_argnums=1)(self.params, self.precision)
 
     @property
     def work_dir(self) -> Path:

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mlstm_jax.config import ModelConfig
-from mlstm_jax.recurrence import State, Weights, dot, total, unroll
+from mlstm_jax.recurrence import State, Weights, dot, total, turn, unroll
 
 Params = dict[str, Array]
 Precision = Literal["float32", "bfloat16"]
@@ -63,11 +63,17 @@ def prepare(params: Params, precision: Precision = "float32") -> Weights:
     )
 
 
+def prepare_to_read(params: Params, precision: Precision = "float32") -> Weights:
+    """`prepare`d for reading and writing on this device."""
+    weights = prepare(params, precision)
+    return turn(weights) if jax.default_backend() == "cpu" else weights
+
+
 def read_out(
     weights: Weights, h: Float[Array, "*batch units"], precision: str | None = None, axis: str | None = None
 ) -> Float[Array, "*batch vocab"]:
     """Logits of the next byte from the hidden state, float32. `precision` and `axis` as in `recurrence.unroll`."""
-    out = weights.out.astype(precision or weights.out.dtype)
+    out = weights.out.astype(precision) if precision else weights.out
     logits = total(dot(h.reshape(-1, h.shape[-1]), out), axis) + weights.out_b[None]
     return logits.reshape(*h.shape[:-1], -1)
 

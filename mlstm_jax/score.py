@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from json import dumps, loads
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -59,6 +59,7 @@ def main(
     task: str | None = None,
     text_key: str | None = None,
     label_key: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     json: bool = False,
     resume: bool = False,
 ) -> None:
@@ -75,6 +76,7 @@ def main(
         task: The task whose unit it is; by default the one evaluated last.
         text_key: JSON key or column of the text; found by its usual names where it is not given.
         label_key: JSON key or column of the label, which is passed through.
+        precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         json: Write JSON lines, one object a line, whatever the file's name.
         resume: Go on where a run was killed; the result is the same to the byte.
     """
@@ -87,7 +89,7 @@ def main(
     with contextlib.redirect_stdout(sys.stderr):
         from mlstm_jax import lm  # late, because it imports jax: --help stays quick
 
-        model = lm.load(run)
+        model = lm.load(run, precision=precision)
         model.require_bytes()
         record = units.load(model.record_dirs, model.digest, task)
         require(record.unit < model.hidden, f"the unit record names unit {record.unit} of {model.hidden}")

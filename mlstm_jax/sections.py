@@ -153,7 +153,7 @@ def label_efficiency(found: Found, folder: Path) -> Section:
 
 def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> Section:
     """The unit at every checkpoint that the run has kept."""
-    moments = evaluation.over_training(model.path, task, record)
+    moments = evaluation.over_training(model, task, record)
     columns = [np.array(column, np.float64) for column in zip(*moments, strict=True)]
     title = f"Unit {record.unit} on {record.task} while it was trained"
     draw = partial(plots.over_training, *columns, folder / "over_training.png", title)

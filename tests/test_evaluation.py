@@ -61,7 +61,7 @@ def sst(tmp_path):
 def run(tmp_path, monkeypatch):
     """A run folder of a stand-in model; main loads it."""
     model = Model(tmp_path / "run [b]")
-    monkeypatch.setattr(lm, "load", lambda path: model)
+    monkeypatch.setattr(lm, "load", lambda path, precision: model)
     return model
 
 

@@ -44,6 +44,14 @@ def test_padding_does_not_change_features(lm):
         np.testing.assert_allclose(lm.encode([text])[0], feature, **CLOSE)
 
 
+def test_weights_are_opened_in_the_precision_asked_for(lm, tmp_path):
+    lm.save(tmp_path)
+    narrow = mlstm_jax.load(tmp_path, precision="bfloat16")
+    assert narrow.precision == "bfloat16" and mlstm_jax.load(tmp_path).precision == lm.precision
+    features, exact = narrow.encode(TEXTS), lm.encode(TEXTS)
+    assert np.abs(features - exact).max() < 3e-2 * np.abs(exact).max() and (features != exact).any()
+
+
 def test_more_texts_than_lanes(lm):
     texts = [f"text {n} " * (n % 7 + 1) for n in range(2 * encode.LANES + 3)]
     features = lm.encode(texts)

@@ -213,6 +213,16 @@ def test_what_waits_for_products_waits_in_their_precision(params, data, segment,
     assert of(second, segment or steps) == ["bf16x4", "bf16"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_turned_weights_read_and_write_alike(params, data, precision):
+    weights = model.prepare(params, precision)
+    turned = recurrence.turn(weights)
+    assert turned.wh.columns.shape == weights.wh.shape[::-1] and turned.hidden == weights.hidden == len(weights.wmh)
+    read = lambda weights: recurrence.scan(weights, data, some_state(3), emit=lambda s: model.read_out(weights, s[1]))
+    for found, expected in zip(jax.tree.leaves(read(turned)), jax.tree.leaves(read(weights)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 if precision == "float32" else 1e-3)
+
+
 def test_padding_and_lengths_leave_a_state_as_it_is(params, data):
     weights = model.prepare(params)
     lengths = jnp.array([5, 0, 20])
