@@ -1,19 +1,17 @@
 """How fast is one update? `python -m benchmarks.train_step` from the repository's root; see benchmarks/README.md.
 
-Four programs do the same update of the same mLSTM on the CPU, in float32: forward, backward, clipping, Adam.
+Five programs do the same update of the same mLSTM on the CPU, in float32: forward, backward, clipping, Adam.
 
     ours        training.train_step, with the hand-written backward pass of recurrence.unroll
     plain JAX   the same update, but with autodiff through a lax.scan of recurrence.step; in the variant "rows first"
                 all table rows are gathered before the scan
-    PyTorch     an eager mLSTM with autograd and torch.optim.Adam
+    PyTorch     an eager mLSTM with autograd and torch.optim.Adam; "compiled" sends its cell through torch.compile
 
 Before anything is timed they must agree on the loss and on the gradient's norm, update after update.
 """
 
-import os
-import platform
+import shutil
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,9 +22,8 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float, UInt8
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.common import console, copying, in_turn, machine, matmul, peak_memory, spread, tell
 from mlstm_jax import model, recurrence, training
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.model import Params
@@ -40,8 +37,6 @@ except ImportError:
 
 RATE, CLIP = 5e-4, 1.0
 CHECKED = 3  # updates in which the programs are compared; they warm up the timed ones as well
-REST = 0.25  # seconds before every measurement, in which the threads of the program before it stop spinning
-PRODUCTS = 4  # matrix products in one measurement of the matmul rate
 
 Window = UInt8[Array, "lanes window_and_one"]
 Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a window: the loss in nats, the gradient's norm
@@ -100,8 +95,15 @@ def jax_update(step: Callable, params: Params, lanes: int) -> Update:
 # PyTorch
 
 
-def torch_update(params: Params, lanes: int) -> Update:
-    """Updates by an eager PyTorch mLSTM: input products outside the loop, one product for the four gates inside."""
+def torch_cell(wmh, wh, x, mx, c, h):
+    """One step, from gathered input products."""
+    i, f, o, u = torch.addmm(x, mx * (h @ wmh), wh).chunk(4, dim=1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(u)
+    return c, torch.sigmoid(o) * torch.tanh(c)
+
+
+def torch_update(params: Params, lanes: int, cell: Callable) -> Update:
+    """Updates by a PyTorch mLSTM: input products outside the loop, one product for the four gates inside."""
     p = {name: torch.nn.Parameter(torch.from_numpy(np.array(value))) for name, value in params.items()}
     adam = torch.optim.Adam(p.values(), lr=RATE, fused=True)
     c = h = torch.zeros(lanes, len(p["wmh"]))
@@ -117,9 +119,7 @@ def torch_update(params: Params, lanes: int) -> Update:
 
         hidden = []
         for x, mx in zip(xs.unbind(), mxs.unbind(), strict=True):
-            i, f, o, u = torch.addmm(x, mx * (h @ wmh), wh).chunk(4, dim=1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(u)
-            h = torch.sigmoid(o) * torch.tanh(c)
+            c, h = cell(wmh, wh, x, mx, c, h)
             hidden.append(h)
         c, h = c.detach(), h.detach()
 
@@ -137,101 +137,91 @@ def torch_update(params: Params, lanes: int) -> Update:
 # Check, time, tell
 
 
-def check(programs: dict[str, Update], windows: list[np.ndarray], console: Console) -> None:
+def check(programs: dict[str, Update], windows: list[np.ndarray]) -> None:
     """Assert that from the same weights every program finds the same losses and gradients."""
     for number, window in enumerate(windows, 1):
         found = {name: update(window) for name, update in programs.items()}
-        for name, (loss, norm) in found.items():
-            console.print(f"update {number}  {name:21} loss {loss:.6f} nats  gradient norm {norm:.6f}")
         expected = found["ours"]
         for name, (loss, norm) in found.items():
             assert abs(loss - expected[0]) < 1e-4, f"{name} and ours differ in the loss of update {number}"
             assert abs(norm - expected[1]) < 1e-3 * expected[1], f"{name} and ours differ in the gradient"
+    console.print(f"all agree on {len(windows)} updates; the last: {expected[0]:.6f} nats, gradient {expected[1]:.6f}")
 
 
-def seconds(run: Callable) -> float:
-    """Wall time of one call, after a rest."""
-    time.sleep(REST)
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def programs_of(params: Params, lanes: int, peers: bool, compile: bool) -> dict[str, Update]:
+    """The programs by name, those that can be had here."""
+    programs = {"ours": jax_update(ours, params, lanes)}
+    if peers:
+        programs["plain JAX"] = jax_update(plain, params, lanes)
+        programs["plain JAX, rows first"] = jax_update(partial(plain, rows_first=True), params, lanes)
+    if peers and torch:
+        programs["PyTorch"] = torch_update(params, lanes, torch_cell)
+        if compile:
+            programs["PyTorch, compiled"] = torch_update(params, lanes, torch.compile(torch_cell, dynamic=False))
+    return programs
 
 
-def machine() -> str:
-    """Processor, cores and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    versions = f"Python {platform.python_version()}, jax {jax.__version__}, torch {torch.__version__ if torch else '-'}"
-    return f"{cpu}, {os.cpu_count()} cores; {versions}"
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median, and from the least to the greatest."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
-
-
-def main(hidden: int = 512, lanes: int = 64, window: int = 128, rounds: int = 7) -> None:
-    """Time one update: ours, plain JAX and eager PyTorch in turn, on the CPU.
+def main(
+    hidden: tuple[int, ...] = (512,),
+    lanes: int = 128,
+    window: int = 128,
+    rounds: int = 7,
+    peers: bool = True,
+    compile: bool = True,
+    json: Path | None = None,
+) -> None:
+    """Time one update: ours, plain JAX and PyTorch in turn, on the CPU.
 
     Args:
-        hidden: Units of the state.
+        hidden: Units of the state, one or more widths.
         lanes: Sequences trained side by side.
         window: Bytes of every lane in one update.
         rounds: How often every program is timed.
+        peers: Time the others, too.
+        compile: PyTorch's compiled form, too; it takes a C++ compiler.
+        json: File of JSON lines to which the figures are added.
     """
     jax.config.update("jax_platforms", "cpu")  # all on the same device
-    console = Console(width=120, highlight=False)
     console.print(machine())
-    console.print(f"{hidden} units, {lanes} lanes x {window} bytes, {rounds} rounds")
+    if peers and not torch:
+        console.print("PyTorch is not installed: its rows are left out")
+    elif peers and compile and not (compile := any(map(shutil.which, ("g++", "c++", "clang++")))):
+        console.print("there is no C++ compiler: PyTorch's compiled form is left out")
+    for width in hidden:
+        one_width(width, lanes, window, rounds, peers, compile, json)
 
+
+def one_width(hidden: int, lanes: int, window: int, rounds: int, peers: bool, compile: bool, json: Path | None) -> None:
+    """Check and time all programs at one width."""
     params = model.init(ModelConfig(hidden=hidden), seed=0)
-    programs = {
-        "ours": jax_update(ours, params, lanes),
-        "plain JAX": jax_update(plain, params, lanes),
-        "plain JAX, rows first": jax_update(partial(plain, rows_first=True), params, lanes),
-    }
-    if torch:
-        programs["PyTorch"] = torch_update(params, lanes)
-    else:
-        console.print("PyTorch is not installed: its row is left out")
-
+    programs = programs_of(params, lanes, peers, compile)
     random = np.random.default_rng(0)
-    windows = [random.integers(256, size=(lanes, window + 1), dtype=np.uint8) for _ in range(CHECKED + rounds)]
-    check(programs, windows[:CHECKED], console)
+    draw = lambda: random.integers(256, size=(lanes, window + 1), dtype=np.uint8)
+    check(programs, [draw() for _ in range(CHECKED)])
+    memory = peak_memory()
+    runs = {name: partial(update, draw()) for name, update in programs.items()}
+    times, rates = in_turn(runs, {"matmul": matmul(), "copy": copying()}, rounds)
 
-    a, b = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((lanes * window, hidden), (hidden, 4 * hidden)))
-    product = jax.jit(recurrence.dot)
-    multiply = lambda: [product(a, b).block_until_ready() for _ in range(PRODUCTS)]
-    multiply()
-
-    times = {name: [] for name in ("matmul", *programs)}
-    for data in windows[CHECKED:]:
-        times["matmul"].append(seconds(multiply))
-        for name, update in programs.items():
-            times[name].append(seconds(lambda update=update, data=data: update(data)))
-
-    bytes_read = lanes * window
-    matmul = PRODUCTS * 2 * bytes_read * hidden * 4 * hidden / statistics.median(times.pop("matmul")) / 1e9
-    work = 6 * bytes_read * (5 * hidden**2 + 320 * hidden + 256 * hidden) / 1e9
-
-    table = Table()
-    for column in ("program", "ms", "bytes/s", "GFLOP/s", "of matmul", "time / ours"):
-        table.add_column(column, justify="left" if column == "program" else "right")
-    for name, values in times.items():
-        median = statistics.median(values)
-        ratios = [value / own for value, own in zip(values, times["ours"], strict=True)]
-        table.add_row(
-            name,
-            spread([1000 * value for value in values], 0),
-            f"{bytes_read / median:,.0f}",
-            f"{work / median:.0f}",
-            f"{work / median / matmul:.0%}",
-            "" if name == "ours" else spread(ratios, 2),
-        )
-    console.print(table)
-    console.print(f"matmul: [{lanes * window}, {hidden}] x [{hidden}, {4 * hidden}], float32, {matmul:.0f} GFLOP/s")
+    size = lanes * window
+    work = 6 * size * (5 * hidden**2 + 320 * hidden + 256 * hidden)
+    rows = [
+        {
+            "program": name,
+            "ms": 1000 * took,
+            "bytes/s": round(size / statistics.median(took)),
+            "GFLOP/s": round(work / statistics.median(took) / 1e9),
+            "of matmul": work / took / rates["matmul"],
+            "time / ours": "" if name == "ours" else took / times["ours"],
+            "ps / (5H²+576H)": 1e12 * took / size / (5 * hidden**2 + 576 * hidden),
+        }
+        for name, took in times.items()
+    ]
+    matmul_rate, copy_rate = (spread(rates[name] / 1e9) for name in ("matmul", "copy"))
+    console.print(
+        f"{hidden} units, {lanes} lanes x {window} bytes, {rounds} rounds; matmul {matmul_rate} GFLOP/s, "
+        f"copy {copy_rate} GB/s; peak memory {memory:.2f} GB, all programs so far in one process"
+    )
+    tell(json, "train_step", rows, hidden=hidden, lanes=lanes, window=window, memory=memory, matmul=rates["matmul"])
 
 
 if __name__ == "__main__":
