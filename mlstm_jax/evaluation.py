@@ -169,7 +169,7 @@ def endings(model: Any, task: Task, found: Found) -> list[Ending]:
 
 
 class Moment(NamedTuple):
-    """A checkpoint: held-out bits per byte (NaN where unknown), and the unit's accuracy alone with its interval."""
+    """A checkpoint: held-out bits per byte (NaN where not scored), and the unit's accuracy alone with its interval."""
 
     update: int
     bits_per_byte: float
@@ -184,6 +184,9 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
     moments, updates = [], checkpoint.steps(run.path)
+    # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
+    metrics = log.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
+    scored = {row["update"]: row.get("heldout_bits_per_byte") for row in metrics}
     train, test = (split._replace(texts=split.texts[:most], labels=split.labels[:most]) for split in task[2:5:2])
     with log.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
@@ -191,7 +194,8 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
             x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
-            bits = float("nan") if model.bits_per_byte_heldout is None else model.bits_per_byte_heldout
+            bits = scored.get(update)
+            bits = float("nan") if bits is None else bits
             moments.append(Moment(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
     return moments

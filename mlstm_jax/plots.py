@@ -134,7 +134,8 @@ def over_training(
         title, "update (shaded: 95 % intervals)", "held-out\nbits per byte", "test accuracy\nof the unit"
     )
     _whole(below)
-    _band(above, updates, (bits_per_byte,) * 3, BLUE)
+    known = ~np.isnan(bits_per_byte)
+    _band(above, updates[known], (bits_per_byte[known],) * 3, BLUE)
     _band(below, updates, (accuracy, low, high), ORANGE, "s")
     _percent(below)
     return _save(figure, path)

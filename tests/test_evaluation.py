@@ -304,6 +304,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
         "8",
     ]
     arguments += ["--lanes", "4", "--window", "16", "--updates", "12", "--save-every", "4", "--keep", "9"]
+    arguments += ["--eval-every", "8"]
     assert train.main(arguments) == 0
     capsys.readouterr()
     eval_sst.main(
@@ -314,6 +315,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
     assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
     assert all(0 <= accuracy(row[2]) <= 1 for row in rows)
     assert float(rows[-1][1]) == pytest.approx(found["bits_per_byte_heldout"], abs=1e-4)
+    assert rows[0][1] == "" and float(rows[1][1]) != float(rows[2][1]), "update 4 was not scored"
 
 
 def command(*arguments):
