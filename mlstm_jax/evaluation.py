@@ -186,7 +186,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
     moments, updates = [], checkpoint.steps(run.path)
     # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
     metrics = log.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
-    scored = {row["update"]: row.get("heldout_bits_per_byte") for row in metrics}
+    scored = {row["update"]: bits for row in metrics if (bits := row.get("heldout_bits_per_byte")) is not None}
     train, test = (split._replace(texts=split.texts[:most], labels=split.labels[:most]) for split in task[2:5:2])
     with log.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
@@ -194,8 +194,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
             x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
-            bits = scored.get(update)
-            bits = float("nan") if bits is None else bits
+            bits = scored.get(update, float("nan"))
             moments.append(Moment(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
     return moments
