@@ -19,7 +19,7 @@ try:
 except ImportError:
     torch = None
 
-WORK = 3e9  # operations in one measurement, at least
+WORK, MOST = 3e9, 100  # operations in one measurement, and products at most
 
 
 def programs(rows: int, inner: int, columns: int, turned: bool) -> tuple[dict[str, Callable], int]:
@@ -30,7 +30,7 @@ def programs(rows: int, inner: int, columns: int, turned: bool) -> tuple[dict[st
     draw = np.random.default_rng(0)
     a = draw.random((inner, rows) if turned else (rows, inner), np.float32)
     b = draw.random((inner, columns), np.float32)
-    times = max(1, round(WORK / (2 * rows * inner * columns)))
+    times = min(MOST, max(1, round(WORK / (2 * rows * inner * columns))))
     straight = lambda a: a.T if turned else a
     compiled = jax.jit(lambda a, b: recurrence.dot(straight(a), b)).lower(a, b).compile()
     in_jax, in_torch = (jax.device_put(a), jax.device_put(b)), torch and (torch.from_numpy(a), torch.from_numpy(b))

@@ -114,17 +114,17 @@ def gates(z: Gates) -> Gates:
     return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(u)
 
 
-def update(z: Gates, c: Float[Array, "batch units"]) -> OwnState:
+def next_state(z: Gates, c: Float[Array, "batch units"]) -> OwnState:
     """The state after a step."""
     i, f, o, u = gates(z)
     c = f * c + i * u
     return c, o * jnp.tanh(c)
 
 
-def update_backward(
+def next_state_backward(
     z: Gates, c: Float[Array, "batch units"], dc: Float[Array, "batch units"], dh: Float[Array, "batch units"]
 ) -> tuple[Float[Array, "batch units"], Gates]:
-    """From the gradients of `update`'s results, those of its c and of its z."""
+    """From the gradients of `next_state`'s results, those of its c and of its z."""
     i, f, o, u = gates(z)
     tanh_c = jnp.tanh(f * c + i * u)
     dc = dc + dh * o * (1 - tanh_c**2)
@@ -146,7 +146,7 @@ def cell(
     """
     c, h = state
     z, mh = before_gates(wmh, wh, x, mx, h, axis)
-    return update(split(z), c), (z, mh)
+    return next_state(split(z), c), (z, mh)
 
 
 def step(
@@ -273,7 +273,7 @@ def backward_loop(
         dc, dh, zs = carry
         t, byte, c_before, dh_out = inputs
         z = split(jax.lax.dynamic_index_in_dim(zs, t, keepdims=False).astype(dc.dtype))
-        dc, dz = update_backward(z, c_before, dc, dh + dh_out.astype(dh.dtype))
+        dc, dz = next_state_backward(z, c_before, dc, dh + dh_out.astype(dh.dtype))
         # The barrier keeps the gates' arithmetic out of the copy that joins them, where it would be slower on a CPU.
         dz = jnp.concatenate(jax.lax.optimization_barrier(tuple(d.astype(dtype) for d in dz)), axis=1)
         dm = total(dot(dz, wh_t), axis)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from mlstm_jax.recurrence import Loops, dot, update, update_backward
+from mlstm_jax.recurrence import Loops, dot, next_state, next_state_backward
 
 ROWS, COLUMNS, DEPTH = 128, 32, 64  # of the part of a product that a block of threads does at a time, at most
 
@@ -109,7 +109,7 @@ def _advance(t, data, x, m, wh, c_before, _hs, _cs, _zs, h, c, hs, cs, zs):
     z = tuple(s + x[byte[:, None], gate * hidden + columns[None]] for gate, s in enumerate(sums))
     here = part, pl.ds(first, COLUMNS)
     before = c_before[here]
-    new_c, new_h = update(z, before)
+    new_c, new_h = next_state(z, before)
     c[here], h[here] = new_c, new_h.astype(h.dtype)
     cs[t, *here], hs[t, *here] = before, new_h.astype(hs.dtype)
     for gate in range(4):
@@ -146,7 +146,7 @@ def _retreat(ago, d, wmh_t, cs_before, dhs, dc_after, zs_before, dz, dc, zs):
     dh += dhs[t, *here].astype(dh.dtype)
     of_gates = [pl.ds(gate * hidden + first, COLUMNS) for gate in range(4)]
     z = tuple(zs_before[t, part, columns].astype(dh.dtype) for columns in of_gates)
-    dc[here], slopes = update_backward(z, cs_before[t, *here], dc_after[here], dh)
+    dc[here], slopes = next_state_backward(z, cs_before[t, *here], dc_after[here], dh)
     for columns, slope in zip(of_gates, slopes, strict=True):
         dz[part, columns] = zs[t, part, columns] = slope.astype(dz.dtype)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from mlstm_jax.recurrence import Loops, dot, update, update_backward
+from mlstm_jax.recurrence import Loops, dot, next_state, next_state_backward
 
 LANES = 128  # that are computed together, where they can be parted so
 VMEM = 120 * 2**20  # of the 128 MiB that a v5e or v6e has
@@ -111,7 +111,7 @@ def _advance(wmh, wh, x, mx, c_first, h_first, hs, cs, zs, mhs, c_last, h_last, 
         columns = pl.ds(gate * width, width)
         z.append(x[:, columns] + dot(m, wh[:, columns]))
         zs[:, columns] = z[gate].astype(zs.dtype)
-    c[...], h[...] = update(tuple(z), c[...])
+    c[...], h[...] = next_state(tuple(z), c[...])
     hs[...] = h[...].astype(hs.dtype)
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
@@ -149,7 +149,7 @@ def _retreat(wmh_t, wh_t, mx, zs, cs, dhs, dc_last, dh_last, dzs, dms, dc_first,
 
     columns = [pl.ds(gate * width, width) for gate in range(4)]
     z = tuple(zs[:, here].astype(jnp.float32) for here in columns)
-    dc[...], slopes = update_backward(z, cs[...], dc[...], dh[...] + dhs[...].astype(jnp.float32))
+    dc[...], slopes = next_state_backward(z, cs[...], dc[...], dh[...] + dhs[...].astype(jnp.float32))
     dm = jnp.zeros(dc.shape, jnp.float32)
     for here, slope in zip(columns, slopes, strict=True):
         dzs[:, here] = slope.astype(dzs.dtype)
