@@ -339,7 +339,8 @@ def _devices(topology, name):
 
 
 def _tpus(topology):
-    require(":" in topology, f"--plan {topology}: name the topology too, as {topology}:2x4")
+    sizes = [int(size) for size in topology.lower().partition(":")[2].split("x") if size.isdecimal()]
+    require(sizes, f"--plan {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
     # What libtpu wants to know of the machine it believes to be on.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -353,7 +354,11 @@ def _tpus(topology):
         raise UserError(f"--plan {topology} takes libtpu, on Linux: pip install 'mlstm-jax[tpu]'") from None
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology.lower()).devices
+    # A host has 2 x 2 chips, and a topology of fewer is one host of all its chips, which older libtpus must be told.
+    host = [min(size, most) for size, most in zip([*sizes, 1, 1], (2, 2, 1), strict=False)]
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.lower(), chips_per_host_bounds=host
+    ).devices
 
 
 GPUS = {
