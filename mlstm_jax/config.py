@@ -7,10 +7,13 @@ import math
 import os
 import re
 import runpy
+import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -304,6 +307,29 @@ def script(main: Callable[[], int | None]) -> None:
     except OSError as error:  # a folder that cannot be written, a name that is too long: the system's words are clear
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is asked by Ctrl-C and SIGTERM is done at the end, where an exception in the midst of it would do harm.
+
+    Processes that are started inherit the mask: Ctrl-C is for the program, that then ends them all. It would not do
+    here, where other threads take the signal and have it handled in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():  # there no signal is handled
+        yield
+        return
+    numbers, asked = (signal.SIGINT, signal.SIGTERM), []
+    handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for number in asked[:1]:
+            signal.raise_signal(number)
 
 
 def mute() -> None:

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 import time
 import warnings
 
@@ -297,7 +299,7 @@ def test_a_long_line_is_not_given_to_pythons_parser():
     assert first[1] == odd.decode() and first[3].startswith("not JSON") and second[1] == "x" * records.LITERAL
 
 
-# JSON without orjson
+# JSON with and without orjson
 
 
 @unhurried
@@ -315,3 +317,27 @@ def test_json_is_read_alike_with_and_without_orjson(lines):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "_loads", lambda: lambda line: json.loads(decode(line)))
         assert list(parse(chunk)) == expected
+
+
+CTRL_C_WHILE_ORJSON_IS_IMPORTED = """
+import signal, sys
+from mlstm_jax.corpus import records
+
+class CtrlC:
+    def find_spec(name, path=None, target=None):
+        if name == "orjson":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC)
+try:
+    records._loads()
+except KeyboardInterrupt:
+    print("orjson.orjson" in sys.modules)
+"""
+
+
+def test_ctrl_c_waits_until_orjson_is_imported():
+    """It crashes where an exception comes while it is."""
+    pytest.importorskip("orjson")
+    done = subprocess.run([sys.executable, "-c", CTRL_C_WHILE_ORJSON_IS_IMPORTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlstm_jax.config import UserError, require
+from mlstm_jax.config import UserError, require, undisturbed
 from mlstm_jax.corpus import runs, shards
 from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Part
@@ -144,7 +143,7 @@ def processes(workers: int) -> Iterator[Spread]:
     require(workers >= 1, "--workers must be at least 1")
 
     def submit(do, task):
-        with _undisturbed():  # this may start a process, or the pool's own thread
+        with undisturbed():  # this may start a process, or the pool's own thread
             return pool.submit(do, task)
 
     def spread(expand, do, items):
@@ -169,26 +168,6 @@ def processes(workers: int) -> Iterator[Spread]:
         end.close()
         pool.shutdown(wait=True, cancel_futures=True)
         alive.close()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What is asked by Ctrl-C and SIGTERM is done at the end: a process that is half started is known to nobody.
-
-    The mask is for the processes that are started, which inherit it: Ctrl-C is for the program, that then ends them
-    all. It would not do here, where other threads take the signal and have it handled in this one.
-    """
-    numbers, asked = (signal.SIGINT, signal.SIGTERM), []
-    handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        for number in asked[:1]:
-            signal.raise_signal(number)
 
 
 def _end_with(alive: Connection) -> None:

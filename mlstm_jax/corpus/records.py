@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from mlstm_jax.config import require
+from mlstm_jax.config import require, undisturbed
 from mlstm_jax.text import decode, encode
 
 TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")
@@ -108,7 +108,8 @@ def _record(line: bytes) -> dict[Any, Any] | str:
 @cache
 def _loads() -> Callable[[bytes], Any]:
     try:
-        import orjson
+        with undisturbed():  # an exception from outside while it is imported is a crash
+            import orjson
     except ImportError:
         return lambda line: json.loads(decode(line))
     return orjson.loads
