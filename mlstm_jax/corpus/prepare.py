@@ -166,7 +166,8 @@ def processes(workers: int) -> Iterator[Spread]:
         ) from None
     finally:
         end.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+        with undisturbed():  # a process that still starts would miss what the pool has taken away
+            pool.shutdown(wait=True, cancel_futures=True)
         alive.close()
 
 
