@@ -139,11 +139,11 @@ def run(config, run_dir, corpus, windows) -> int:
     else:
         if (run_dir / "metrics.jsonl").exists():
             print(f"{run_dir} has no checkpoint: starting again from update 0")
-        places = training.shardings(config, mesh)
         if config.init:
-            state = sharding.spread_tree(training.init_state(first.params, config.lanes), places)
+            state = training.init_state(first.params, config.lanes)
+            state = sharding.spread_tree(state, training.shardings(config, mesh))
         else:
-            state = jax.jit(partial(training.new_state, config), out_shardings=places)()
+            state = training.draw_state(config, mesh)
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
         require(

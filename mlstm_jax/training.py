@@ -1,7 +1,7 @@
 """The training state, one update, and the scoring of held-out bytes: pure functions, no disk."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -52,9 +52,24 @@ def new_state(config: Config) -> TrainState:
     return init_state(model.init(config.model, config.seed), config.lanes)
 
 
+def draw_state(config: Config, mesh: Mesh) -> TrainState:
+    """`new_state`, each array in its place on the mesh. Raises UserError as `shardings` does."""
+    sharding.require_units(config.model.hidden, mesh)
+    return _drawing(Config(model=config.model, seed=config.seed, lanes=config.lanes), mesh)()
+
+
+@lru_cache(4)
+def _drawing(config, mesh):
+    return jax.jit(partial(new_state, config), out_shardings=_places(mesh))
+
+
 def shardings(config: Config, mesh: Mesh) -> TrainState:
     """Where each array of a state lives on the mesh. Raises UserError where the units are not to be spread over it."""
     sharding.require_units(config.model.hidden, mesh)
+    return _places(mesh)
+
+
+def _places(mesh):
     spread = sharding.named(mesh, sharding.PARAMS)
     alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES, "model")))
     moments = optax.ScaleByAdamState(count=alone, mu=spread, nu=spread)
@@ -164,13 +179,18 @@ def train_step(
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
     """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
+    sharding.require_units(config.model.hidden, mesh)
     loops, _ = kernels.choose(config, mesh, precision)
-    unroll = partial(recurrence.unroll, segment=config.segment, loops=loops)
-    options = {"clip": config.clip, "groups": config.lane_groups, "unroll": unroll}
+    return _jitted(precision, mesh, config.clip, config.lane_groups, config.segment, loops)
+
+
+@lru_cache(4)  # so that runs of one process share a program
+def _jitted(precision, mesh, clip, groups, segment, loops):
+    unroll = partial(recurrence.unroll, segment=segment, loops=loops)
     return jax.jit(
-        partial(train_step, precision=precision, mesh=mesh, **options),
+        partial(train_step, clip=clip, precision=precision, mesh=mesh, groups=groups, unroll=unroll),
         donate_argnames="state",
-        out_shardings=(shardings(config, mesh), sharding.named(mesh, P())),
+        out_shardings=(_places(mesh), sharding.named(mesh, P())),
     )
 
 

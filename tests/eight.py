@@ -92,8 +92,7 @@ def drawn():
     """What is drawn on a mesh: how far it is from what is drawn on one device; and the shapes of arrays and parts."""
     found = {}
     for shape in ((2, 2, 2), (1, 8, 1)):
-        places = training.shardings(config_on(shape), mesh_on(shape))
-        state = jax.jit(partial(training.new_state, config_on(shape)), out_shardings=places)()
+        state = training.draw_state(config_on(shape), mesh_on(shape))
         arrays = {jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)}
         distance = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max())
         found[named(shape)] = {

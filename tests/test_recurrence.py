@@ -100,7 +100,7 @@ def in_segments(segment, precision=None):
 @pytest.mark.parametrize("segment", [0, 1, 4, 16])
 def test_hand_written_gradient_equals_autodiff(params, data, segment):
     gradients = [
-        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data[:, :17], some_state(3))
+        jax.jit(jax.grad(partial(loss_through, unroll), argnums=(0, 2)))(params, data[:, :17], some_state(3))
         for unroll in (in_segments(segment), unroll_by_autodiff)
     ]
     for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
@@ -118,7 +118,7 @@ def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment
         hidden, (c, h) = recurrence.unroll(own, data, state, axis=axis, segment=segment)
         return jnp.sin(3 * hidden).sum() + (c**2).sum() + (h**3).sum()
 
-    gradient = lambda axis: jax.grad(partial(loss, axis=axis), argnums=(0, 1, 2, 3, 4))
+    gradient = lambda axis: jax.jit(jax.grad(partial(loss, axis=axis), argnums=(0, 1, 2, 3, 4)))
     columns = lambda a, of=1: jnp.moveaxis(a.reshape(len(a), of, 2, -1), 2, 0).reshape(2, len(a), -1)
     gates, rows = partial(columns, of=4), lambda a: a.reshape(2, -1, a.shape[1])
     split = lambda wmh, wh, x, mx, state: (
@@ -139,7 +139,7 @@ def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment
 def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, segment):
     """One or two roundings to 8 bits a step; what is added up, in the tables and matrices, is added in float32."""
     exact, narrow = (
-        jax.grad(partial(loss_through, unroll), argnums=(0, 2))(params, data[:, :17], some_state(3))
+        jax.jit(jax.grad(partial(loss_through, unroll), argnums=(0, 2)))(params, data[:, :17], some_state(3))
         for unroll in (in_segments(0), in_segments(segment, "bfloat16"))
     )
     for theirs, ours in zip(*map(jax.tree.leaves, (exact, narrow)), strict=True):
@@ -153,13 +153,14 @@ def test_hand_written_gradient_equals_finite_differences_in_float64(params, data
         weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (model.prepare(params), some_state(3)))
         data = data[:, :8]
 
+        @jax.jit
         def loss(tree):
             weights, state = tree
             hidden, (c, h) = recurrence.unroll(weights, data, state, segment=segment)
             return jnp.sin(3 * hidden).mean() + (c**2).mean() + (h**3).mean()
 
         tree = (weights, state)
-        gradient = jax.grad(loss)(tree)
+        gradient = jax.jit(jax.grad(loss))(tree)
         rng = np.random.default_rng(4)
         for _ in range(3):
             direction = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), tree)
@@ -251,8 +252,8 @@ def test_weight_norm_gain_starts_at_the_columns_own_norm_or_a_constant():
 def test_types_are_kept_apart_under_strict_promotion(params, data):
     """bfloat16 stays in the matrix products: state, logits and gradients are float32."""
     with jax.numpy_dtype_promotion("strict"):
-        logits, (c, h) = model.forward(model.prepare(params, "bfloat16"), data, some_state(3))
-        _, _, gradient = training.gradient(params, data, some_state(3), "bfloat16")
+        logits, (c, h) = jax.jit(model.forward)(model.prepare(params, "bfloat16"), data, some_state(3))
+        _, _, gradient = jax.jit(partial(training.gradient, precision="bfloat16"))(params, data, some_state(3))
     assert {a.dtype for a in (logits, c, h, *jax.tree.leaves(gradient))} == {jnp.dtype("float32")}
     exact, _ = model.forward(model.prepare(params), data, some_state(3))
     assert 0 < np.abs(logits - exact).max() < 3e-2

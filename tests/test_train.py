@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,8 +19,8 @@ import eval_sst
 import mlstm_jax
 import sample
 import train
-from mlstm_jax import checkpoint, log, model, training
-from mlstm_jax.config import ModelConfig, UserError
+from mlstm_jax import checkpoint, log, model, sharding, training
+from mlstm_jax.config import Config, ModelConfig, UserError
 from mlstm_jax.corpus import windows
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import locked
@@ -270,18 +272,33 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+train_step = jax.jit(partial(training.train_step, precision="float32"), static_argnames="clip")
+
+
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     params = model.init(ModelConfig(hidden=8, embed=4), 0)
     state = training.init_state(params, lanes=2)
     state = state._replace(lanes=tuple(jnp.full_like(s, jnp.nan) for s in state.lanes))
     window = jnp.zeros((2, 5), jnp.uint8)
-    after, metrics = training.train_step(state, window, False, 0.1, clip=1.0, precision="float32")
+    after, metrics = train_step(state, window, False, 0.1, clip=1.0)
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
     assert not np.any(after.lanes), "the lanes start afresh, or they would never recover"
-    again, _ = training.train_step(after, window, False, 0.1, clip=1.0, precision="float32")
+    again, _ = train_step(after, window, False, 0.1, clip=1.0)
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
+
+
+def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same():
+    mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), lanes=2)
+    update = lambda **other: training.jitted(replace(config, **other), "float32", mesh)
+    assert update() is update(learning_rate=1e-3, updates=7, seed=5, window=32)
+    others = [update(clip=2.0), update(segment=8), update(lane_groups=2), training.jitted(config, "bfloat16", mesh)]
+    assert len({*others, update()}) == 5
+    drawn = [training.draw_state(replace(config, seed=seed), mesh) for seed in (0, 1, 0)]
+    first, second, again = (np.asarray(state.params["wh"]) for state in drawn)
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != second)
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
@@ -297,7 +314,7 @@ def test_the_state_starts_from_zero_at_a_shards_start():
     state = training.init_state(params, lanes=2)
     carried = state._replace(lanes=tuple(jnp.ones_like(s) for s in state.lanes))
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
-    step = lambda state, fresh: training.train_step(state, window, fresh, 0.1, clip=1.0, precision="float32")[1]
+    step = lambda state, fresh: train_step(state, window, fresh, 0.1, clip=1.0)[1]
     assert step(carried, True)["bits_per_byte"] == step(state, False)["bits_per_byte"]
     assert step(carried, False)["bits_per_byte"] != step(state, False)["bits_per_byte"]
 
@@ -307,16 +324,14 @@ def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
 
     def first_moment(clip):
-        state, metrics = training.train_step(
-            training.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
-        )
+        state, metrics = train_step(training.init_state(params, lanes=2), window, False, 0.1, clip=clip)
         moment = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(state.moments.mu)))
         return float(moment) / 0.1, float(metrics["gradient_norm"])  # Adam's first moment is 0.1 x the gradient
 
     free, norm = first_moment(0.0)
     assert free == pytest.approx(norm, rel=1e-4)
     clipped, same_norm = first_moment(norm / 2)
-    assert clipped == pytest.approx(norm / 2, rel=1e-4) and same_norm == norm
+    assert clipped == pytest.approx(norm / 2, rel=1e-4) and same_norm == pytest.approx(norm, rel=1e-6)
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
