@@ -187,7 +187,8 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
     # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
     metrics = log.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
     scored = {row["update"]: bits for row in metrics if (bits := row.get("heldout_bits_per_byte")) is not None}
-    train, test = (split._replace(texts=split.texts[:most], labels=split.labels[:most]) for split in task[2:5:2])
+    first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
+    train, test = first(task.train), first(task.test)
     with log.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
             model = lm.load(run.path, update, run.precision)
