@@ -94,7 +94,12 @@ def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(t
     data = tmp_path / "reviews.txt"
     data.write_text("".join(f"A film of {n} minutes, with a good end.\n" for n in range(50)))
     settings = "--model.hidden 8 --lanes 2 --window 8 --updates 2 --eval-bytes 100 --sample-every 0".split()
-    run = tmp_path / "run"
-    assert train.main(["--data", str(data), "--run-dir", str(run), "--recurrence", "pallas", *settings]) == 0
-    assert "the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out
-    assert all(0 < row["bits_per_byte"] < 9 for row in log.read_metrics(run) if "bits_per_byte" in row)
+    bits = []
+    for name in ("plain", "pallas"):
+        run = tmp_path / name
+        assert train.main(["--data", str(data), "--run-dir", str(run), "--recurrence", name, *settings]) == 0
+        bits.append([row.get("bits_per_byte") for row in log.read_metrics(run)])
+        assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
+            name == "pallas"
+        )
+    assert bits[0] == bits[1]

@@ -272,7 +272,7 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-train_step = jax.jit(partial(training.train_step, precision="float32"), static_argnames="clip")
+train_step = jax.jit(partial(training.train_step, precision="float32", clip=1.0))
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
@@ -280,12 +280,12 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     state = training.init_state(params, lanes=2)
     state = state._replace(lanes=tuple(jnp.full_like(s, jnp.nan) for s in state.lanes))
     window = jnp.zeros((2, 5), jnp.uint8)
-    after, metrics = train_step(state, window, False, 0.1, clip=1.0)
+    after, metrics = train_step(state, window, False, 0.1)
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
     assert not np.any(after.lanes), "the lanes start afresh, or they would never recover"
-    again, _ = train_step(after, window, False, 0.1, clip=1.0)
+    again, _ = train_step(after, window, False, 0.1)
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
 
 
@@ -314,7 +314,7 @@ def test_the_state_starts_from_zero_at_a_shards_start():
     state = training.init_state(params, lanes=2)
     carried = state._replace(lanes=tuple(jnp.ones_like(s) for s in state.lanes))
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
-    step = lambda state, fresh: train_step(state, window, fresh, 0.1, clip=1.0)[1]
+    step = lambda state, fresh: train_step(state, window, fresh, 0.1)[1]
     assert step(carried, True)["bits_per_byte"] == step(state, False)["bits_per_byte"]
     assert step(carried, False)["bits_per_byte"] != step(state, False)["bits_per_byte"]
 
@@ -324,14 +324,16 @@ def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
 
     def first_moment(clip):
-        state, metrics = train_step(training.init_state(params, lanes=2), window, False, 0.1, clip=clip)
+        state, metrics = training.train_step(
+            training.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
+        )
         moment = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(state.moments.mu)))
         return float(moment) / 0.1, float(metrics["gradient_norm"])  # Adam's first moment is 0.1 x the gradient
 
     free, norm = first_moment(0.0)
     assert free == pytest.approx(norm, rel=1e-4)
     clipped, same_norm = first_moment(norm / 2)
-    assert clipped == pytest.approx(norm / 2, rel=1e-4) and same_norm == pytest.approx(norm, rel=1e-6)
+    assert clipped == pytest.approx(norm / 2, rel=1e-4) and same_norm == norm
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
