@@ -1,13 +1,24 @@
-"""Files that appear whole or not at all, folders that one process has, and where a user's cache is."""
+"""Files that appear whole or not at all, JSON of ours read with care, locked folders, the cache."""
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from types import UnionType
+from typing import IO, Any
 
 from mlstm_jax.config import UserError
+
+LARGEST_JSON = 64 << 20  # bytes of a JSON file of ours; the largest, a manifest of 100,000 shards, has some 15 MB
+DEEPEST_JSON = 32  # levels of nesting
+
+
+class Damaged(UserError):
+    """A file of ours does not hold what we wrote. A failing disk or network is an OSError instead."""
 
 
 def cache_dir() -> Path:
@@ -17,18 +28,103 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its place at `path` once it is written whole. Raises UserError where it cannot be."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """A binary file that takes its place at `path` once it is written whole and on disk, also across a power cut.
+
+    Raises UserError where it cannot be.
+    """
+    # The random part keeps two hosts on one file system apart, whose process numbers may be equal.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to disk, where the file system has that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_json(path: Path, fields: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
+    """The object in a JSON file that this program wrote, with at least `fields`, each of its type.
+
+    Raises Damaged for anything else, in one line; OSError for a file that cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(LARGEST_JSON + 1)
+    return parse_json(data, str(path), fields)
+
+
+def parse_json(data: bytes, where: str, fields: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
+    """The object in bytes of JSON, as `read_json`; `where` they come from begins the error."""
+    try:
+        if len(data) > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON >> 20} MB")
+        value = json.loads(data, parse_int=_integer)
+        _check_depth(value)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        for name, kind in (fields or {}).items():
+            if name not in value:
+                raise ValueError(f"no {name!r} in it")
+            is_number = isinstance(value[name], bool) and kind is not bool  # for Python True is an int
+            if is_number or not isinstance(value[name], kind):
+                raise ValueError(f"{name!r} is not {getattr(kind, '__name__', kind)}")
+    except RecursionError:
+        raise Damaged(f"{where} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(f"{where} is damaged: {error}") from None
+    return value
+
+
+def _integer(digits):
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise ValueError(f"the number {digits[:20]}... is too large")
+    return value
+
+
+def _check_depth(value):
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {DEEPEST_JSON} levels deep")
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for a JSON file, with a checksum of the rest of it."""
+    return {**value, "checksum": _checksum(value)}
+
+
+def is_sealed(value: Mapping[str, Any]) -> bool:
+    """Whether an object still is what `seal` made of it; one without a checksum was written before there were any."""
+    return "checksum" not in value or value["checksum"] == _checksum(value)
+
+
+def _checksum(value):
+    rest = {name: part for name, part in value.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

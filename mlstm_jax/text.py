@@ -43,6 +43,13 @@ def _unescape(text):
     return html.unescape(_ENDLESS_REFERENCE.sub(r"\1", text))
 
 
+_SAFE_ON_TERMINAL = {"\n", "\t", "\u200d"}  # the last joins emoji
+
+
 def printable(text: str) -> str:
-    """Text that is safe on a terminal: control characters other than a newline or tab show as U+FFFD."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    """Text that is not ours, safe on a terminal: what controls it, reorders text or is invisible shows as U+FFFD.
+
+    Newlines and tabs stay. Lone surrogates, which no terminal takes, show as U+FFFD, too.
+    """
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join("\ufffd" if unicodedata.category(c) in hidden and c not in _SAFE_ON_TERMINAL else c for c in text)
