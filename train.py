@@ -274,13 +274,10 @@ def trace(updates: int, done: int, run_dir: Path, last: bool) -> None:
 
 
 def picture(metrics, path: Path) -> None:
-    """Draw the loss curve, where matplotlib is installed."""
-    try:
-        from mlstm_jax import plots
+    """Draw the loss curve, where that can be."""
+    from mlstm_jax import plots
 
-        plots.loss_curve(metrics, path)
-    except ImportError:
-        print("matplotlib is not installed: no loss curve (pip install matplotlib)")
+    plots.attempt(partial(plots.loss_curve, metrics, path), "loss curve")
 
 
 def next_steps(run_dir: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from mlstm_jax import report
+from mlstm_jax import plots, report
 from mlstm_jax.config import UserError, require, script
 from mlstm_jax.disk import atomic
 from mlstm_jax.text import decode, encode, frame, printable
@@ -27,7 +27,6 @@ BLUE, ORANGE, PAPER = (0, 114, 178), (213, 94, 0), (250, 250, 250)
 OPACITY = 0.6  # of the full colour: both black and white text can be read on it
 DEVIATIONS = 2  # from the middle to the full colour
 ROWS = 500  # in one PNG
-OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # controls that reorder what follows
 
 
 class Span(NamedTuple):
@@ -124,16 +123,13 @@ def read(
 def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
     """UTF-8 characters with the value after the last byte of each; a byte that is not UTF-8 is a character of its own.
 
-    Such bytes show as U+FFFD; so do control characters other than newline and tab, and those that would reorder or
-    break lines. Raises UserError unless there is a value for every byte.
+    Such bytes show as U+FFFD; so does what is not `printable`. Raises UserError unless there is a value for every byte.
     """
     require(len(data) == len(values), f"{len(data)} bytes have {len(values)} values")
     found, end = [], 0
     for character in decode(data):
         start, end = end, end + len(encode(character))
-        hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t"
-        hidden |= unicodedata.bidirectional(character) in OVERRIDES
-        found.append(Span("\ufffd" if hidden else character, data[start:end], end - 1, float(values[end - 1])))
+        found.append(Span(printable(character), data[start:end], end - 1, float(values[end - 1])))
     return found
 
 
@@ -241,16 +237,24 @@ def _legend(scale):
 def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, columns: int = 80) -> Path:
     """Draw the texts, a legend below them. What the font has no glyph for is a box. PNG.
 
-    Raises UserError for texts too long for one picture, and where matplotlib is missing.
+    Raises UserError for texts too long for one picture, and where matplotlib cannot draw them.
     """
     lines = _lines(texts, columns)
     require(len(lines) <= ROWS, f"{len(lines):,} lines are too many for one picture: at most {ROWS}; name a file .html")
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import FontProperties, get_font
-    except ImportError:
-        raise UserError("matplotlib is not installed; name a file .html") from None
+        return _draw(lines, scale, about, path, columns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be drawn: {plots.reason(error)}; name a file .html") from None
+
+
+def _draw(lines, scale, about, path, columns):
+    plots.import_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties, get_font
+
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"  # it comes with matplotlib
     font, glyphs = FontProperties(fname=file, size=10), get_font(file).get_charmap()
     lines += [_legend(scale), [], *rows([Span(c, b"", 0, scale.mid) for c in about], columns)]

@@ -1,9 +1,12 @@
 """Pictures of a unit, of the probe, of training and of what holding the unit does. matplotlib is imported when one is
 drawn."""
 
+import contextlib
+import os
+import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 
 from mlstm_jax.disk import atomic
+from mlstm_jax.text import printable
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -23,6 +27,40 @@ PUBLISHED = {
 
 # A mean, and the low and the high end of its interval, at each place.
 Band = tuple[Real[np.ndarray, "n"], Real[np.ndarray, "n"], Real[np.ndarray, "n"]]
+
+
+def attempt(draw: Callable[[], Path], name: str) -> Path | None:
+    """The picture that `draw` draws. Where it cannot be, None, and a line that says so: no picture costs a result."""
+    try:
+        return draw()
+    except Exception as error:  # matplotlib, its settings, fonts and files: many errors, one meaning
+        print(f"picture left out: {printable(name)}: {reason(error)}", file=sys.stderr)
+        return None
+
+
+def reason(error: Exception) -> str:
+    """Why a picture cannot be drawn, in one line."""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "matplotlib":
+        return "matplotlib is not installed (pip install matplotlib)"
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib, whatever MPLBACKEND names: no window is opened here.
+
+    A notebook sets it for all that its cells start, and matplotlib refuses a backend that is not installed.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # for pictures that a notebook draws itself
 
 
 def histogram(
@@ -191,6 +229,7 @@ def _smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 
 def _figure(title: str, x: str, *ys: str):
     """A figure, and a panel for every y, one below the other; x is the same for all."""
+    import_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window, no state between pictures
 
     figure = Figure(figsize=(8, max(4.5, 1.8 * len(ys))), dpi=150, layout="constrained")

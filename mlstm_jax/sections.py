@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -45,12 +44,9 @@ def percent(right: Bool[np.ndarray, "n"]) -> str:
 
 
 def drawn(*pictures: tuple[Callable[[], Path], str]) -> list[tuple[Path, str]]:
-    """Draw pictures, each with its caption; none where matplotlib is missing, and a line says so."""
-    try:
-        return [(draw(), caption) for draw, caption in pictures]
-    except ImportError:
-        print("matplotlib is not installed: pictures are left out", file=sys.stderr)
-        return []
+    """Draw pictures, each with its caption; one that cannot be drawn is left out, and a line says so."""
+    attempts = [(plots.attempt(draw, caption), caption) for draw, caption in pictures]
+    return [(path, caption) for path, caption in attempts if path]
 
 
 def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section:

@@ -199,6 +199,9 @@ def test_files_are_written_once_and_stdin_is_a_text(model, tmp_path, monkeypatch
         heatmap.main(tmp_path, ("new",), out=path)
     heatmap.main(tmp_path, ("a",), out=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="cannot be drawn.*; name a file .html"):
+        patched.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
+        heatmap.main(tmp_path, ("a",), out=tmp_path / "b.png")
     for texts, out, problem in (
         ((), tmp_path / "b.html", "name texts"),
         (("-", "-"), tmp_path / "b.html", "once -"),

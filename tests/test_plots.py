@@ -1,6 +1,10 @@
 """Pictures are drawn whole, at their size, the same from the same data and different from different data."""
 
+import os
+import subprocess
 import sys
+from ast import literal_eval
+from functools import partial
 
 import numpy as np
 import pytest
@@ -112,6 +116,38 @@ def test_smoothing_keeps_a_straight_line_and_the_first_updates():
 def test_pyplot_is_not_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     pixels(draw_histogram(tmp_path / "a.png"))
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path, capsys):
+    def broken(message):
+        raise RuntimeError(message)
+
+    (tmp_path / "file").write_bytes(b"")
+    for draw, why in (
+        (partial(broken, "no \x1b[31mfont\nand more"), "no \ufffd[31mfont"),
+        (partial(broken, ""), "RuntimeError"),
+        (partial(draw_histogram, tmp_path / "file" / "a.png"), "cannot write"),
+    ):
+        assert plots.attempt(draw, "loss curve") is None
+        line = capsys.readouterr().err
+        assert line.startswith("picture left out: loss curve: ") and why in line and line.count("\n") == 1
+    assert plots.attempt(partial(draw_histogram, tmp_path / "a.png"), "histogram") == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg", ""])
+def test_the_backend_of_a_notebook_costs_no_picture(tmp_path, backend):
+    code = """import os, pathlib, sys
+from mlstm_jax import heatmap, plots
+plots.weights(__import__("numpy").ones(3), pathlib.Path(sys.argv[1]), "Weights")
+heatmap.png([[heatmap.Span("a", b"a", 0, 1.0)]], heatmap.Scale(0, 1), "about", pathlib.Path(sys.argv[2]))
+print([os.environ["MPLBACKEND"], __import__("matplotlib").rcParams["backend"]])"""
+    paths = tmp_path / "a.png", tmp_path / "b.png"
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after, used = literal_eval(done.stdout)
+    assert after == backend and (used == "svg") == (backend == "svg")  # one that is there stays the user's choice
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 @given(st.lists(st.floats(0, 1), max_size=12).map(sorted), st.floats(0.001, 0.2))
