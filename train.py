@@ -12,7 +12,7 @@ from shlex import quote
 
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
-from mlstm_jax.disk import locked
+from mlstm_jax.disk import locked, raise_file_limit
 
 PRIMES = ("I ", "This movie ", "The ")
 
@@ -30,6 +30,7 @@ def stored_config(run_dir: Path) -> Config | None:
 
 def main(args: list[str] | None = None) -> int:
     """Train, or resume, the run that the command line describes. Returns the exit status."""
+    raise_file_limit()
     config, old = configs.from_command_line(sys.argv[1:] if args is None else args, stored_config)
     if config.plan:
         from mlstm_jax import plan

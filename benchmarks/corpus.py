@@ -73,9 +73,8 @@ def main(megabytes: int = 500, workers: int = 2, rounds: int = 5) -> None:
                 f"{kind:6}  ours {statistics.median(rates) / 1e6:6.0f} MB/s, plain loop {peer / 1e6:5.0f} MB/s, "
                 f"ours / plain {statistics.median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             )
-        parts = shards.load(folder / "strict0")
-        train = list(parts)[:-2]
-        cut = windows.Windows([parts[part] for part in train], 128, 256)
+        train = shards.load(folder / "strict0")[:-2]
+        cut = windows.Windows(shards.Mapped(folder / "strict0", train), 128, 256)
         check = lambda shard: shards.verify(folder / "strict0", train[shard])
         ready, count, begun = windows.stream(cut, 0, check), 0, time.perf_counter()
         while (seconds := time.perf_counter() - begun) < 5:

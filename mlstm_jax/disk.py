@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -125,6 +126,13 @@ def is_sealed(value: Mapping[str, Any]) -> bool:
 def _checksum(value):
     rest = {name: part for name, part in value.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system grants it; the usual limit is a lower, soft one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager

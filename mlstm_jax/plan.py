@@ -319,7 +319,7 @@ def _epoch(config):
     if (Path(config.data) / "manifest.json").is_file():
         from mlstm_jax.corpus import shards
 
-        return sum(part.bytes for part in list(shards.load(Path(config.data)))[:-2]) * config.epochs, f"{config.data}'s"
+        return sum(part.bytes for part in shards.load(Path(config.data))[:-2]) * config.epochs, f"{config.data}'s"
     return EPOCH, "the paper's"
 
 

@@ -215,7 +215,8 @@ def apply_gradient(
 ) -> tuple[TrainState, Metrics]:
     """The update that a window's gradient, loss in nats and last state make.
 
-    A loss, gradient or new parameter that is not finite changes nothing but the counters, and starts the lanes afresh.
+    Where the loss, the gradient, or a number of the new state is not finite, nothing but the counters changes, and the
+    lanes start afresh.
     """
     norm = optax.tree.norm(gradient)
     if clip:
@@ -224,7 +225,7 @@ def apply_gradient(
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
-    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), params, good)
+    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), (params, moments, lanes), good)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     state = TrainState(
         params=keep(params, state.params),

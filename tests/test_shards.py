@@ -4,11 +4,13 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +19,9 @@ import pytest
 
 import train
 from mlstm_jax import checkpoint
-from mlstm_jax.config import UserError, require
+from mlstm_jax.config import Config, UserError, require
 from mlstm_jax.corpus import prepare, readers, runs, shards, windows
+from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
 from mlstm_jax.text import frame
 
@@ -102,7 +105,8 @@ def test_parts_hold_equally_many_reviews_and_their_sums_are_told(corpus):
     sizes = [len(split(corpus, name)) for name in names(corpus)]
     assert names(corpus) == [f"train-{n:05}" for n in range(7)] + ["validation", "test"]
     assert max(sizes) - min(sizes) <= 1
-    for part, mapped in shards.load(corpus).items():
+    parts = shards.load(corpus)
+    for part, mapped in zip(parts, shards.Mapped(corpus, parts), strict=True):
         shards.verify(corpus, part)
         assert part.bytes == len(mapped) and part.reviews == len(split(corpus, part.name))
 
@@ -421,6 +425,37 @@ def test_an_edited_manifest_is_one_clear_line(copy, tmp_path, change):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
         train.main(arguments(copy, tmp_path / "run", "--verify"))
+
+
+@contextmanager
+def few_files():
+    """At most 20 more files may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_corpus_of_more_shards_than_files_may_be_open_is_read(reviews, tmp_path):
+    here([reviews], tmp_path / "out", prepare.Options(60))
+    with few_files():
+        corpus = build(Config(data=str(tmp_path / "out")))
+        cut = windows.Windows(corpus.train, lanes=2, window=8)
+        found = windows.stream(cut, 0, corpus.check)
+        taken = np.concatenate([next(found)[0][:, :-1].ravel() for _ in range(len(cut))])
+        found.close()
+    assert len(taken) + cut.unused == sum(path.stat().st_size for path in (tmp_path / "out").glob("train-*.bin"))
+
+
+def test_training_may_open_as_many_files_as_the_system_grants(tmp_path):
+    with few_files():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with pytest.raises(UserError, match="no such file"):
+            train.main(arguments(tmp_path / "missing.txt", tmp_path / "run"))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard) and soft < hard
 
 
 def test_the_stream_is_the_windows_in_their_order_and_raises_what_the_check_raises():

@@ -289,6 +289,18 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_moments_that_are_not_finite_are_not_trained_on(value):
+    """An infinite second moment would leave its parameter as it is, unseen, for ever."""
+    state = training.init_state(model.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
+    nu = state.moments.nu | {"b": state.moments.nu["b"].at[0].set(value)}
+    broken = state._replace(moments=state.moments._replace(nu=nu))
+    after, _ = train_step(broken, jnp.arange(10, dtype=jnp.uint8).reshape(2, 5), False, 0.1)
+    assert int(after.skipped_in_a_row) == 1
+    for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (broken, after)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same():
     mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), lanes=2)
     update = lambda **other: training.jitted(replace(config, **other), "float32", mesh)

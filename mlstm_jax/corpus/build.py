@@ -1,7 +1,7 @@
 """From a config's data to the corpus: framed reviews, held-out ones set apart, the rest shuffled into shards."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from mlstm_jax.text import EMPTY, frame
 class Corpus(NamedTuple):
     """Framed bytes: the shards that are trained on, and the held-out reviews that never are."""
 
-    train: list[Bytes]
+    train: Sequence[Bytes]
     validation: Bytes
     test: Bytes
     digest: str  # SHA-256 of all of it
@@ -26,7 +26,7 @@ class Corpus(NamedTuple):
 
 
 def build(config: Config) -> Corpus:
-    """The corpus folder `config.data`, mapped into memory; else reviews read, framed, split and shuffled in memory.
+    """The corpus folder `config.data`, mapped where read; else reviews read, framed, split and shuffled in memory.
 
     Duplicates of a text stay on one side of the split. Raises UserError for missing, unreadable or too little data.
     """
@@ -85,7 +85,8 @@ def _prepared(config):
         f"{validation.bytes:,} for validation, {test.bytes:,} for the test"
     )
     check = lambda number: shards.verify(folder, train[number])
-    return Corpus([parts[part] for part in train], parts[validation], parts[test], digest, summary, check)
+    held_out = shards.Mapped(folder, [validation, test])
+    return Corpus(shards.Mapped(folder, train), *held_out, digest, summary, check)
 
 
 def _split(framed, config):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +29,25 @@ def names(shards: int) -> list[str]:
     return [f"train-{n:05}" for n in range(shards)] + ["validation", "test"]
 
 
-def load(folder: Path) -> dict[Part, Bytes]:
-    """The parts of a corpus folder in their order, training shards first, mapped into memory.
+class Mapped(Sequence):
+    """The bytes of parts, each mapped into memory when it is asked for.
+
+    What is mapped is an open file, of which a process may have fewer than a corpus has shards.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[Part]):
+        self._parts = parts
+        self._map = lru_cache(2)(lambda number: np.memmap(folder / f"{parts[number].name}.bin", np.uint8, "r"))
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> Bytes:
+        return self._map(range(len(self))[number])
+
+
+def load(folder: Path) -> list[Part]:
+    """The parts of a corpus folder in their order, training shards first.
 
     Raises UserError, with the part's name, for one that is missing or not of the size that the manifest tells.
     """
@@ -50,7 +69,7 @@ def load(folder: Path) -> dict[Part, Bytes]:
         require(file.is_file(), f"{file} is missing; make the corpus again")
         size = file.stat().st_size
         require(size == part.bytes, f"{file} has {size:,} bytes, and should have {part.bytes:,}; make the corpus again")
-    return {part: np.memmap(folder / f"{part.name}.bin", np.uint8, "r") for part in parts}
+    return parts
 
 
 def verify(folder: Path, part: Part) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -21,17 +21,18 @@ class Windows:
     after pass) depends on nothing else, so that one number, the same on any number of processes, is the cursor.
     """
 
-    def __init__(self, shards: list[Bytes], lanes: int, window: int):
+    def __init__(self, shards: Sequence[Bytes], lanes: int, window: int):
         """Raises UserError where a shard has fewer bytes than one window for every lane."""
         self.shards, self.lanes, self.window = shards, lanes, window
-        need = lanes * window + 1
-        for number, shard in enumerate(shards):
+        need, sizes = lanes * window + 1, [len(shard) for shard in shards]
+        for number, size in enumerate(sizes):
             require(
-                len(shard) >= need,
-                f"shard {number + 1} of {len(shards)} has {len(shard):,} bytes, but {lanes} lanes x {window} bytes + 1 "
+                size >= need,
+                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {lanes} lanes x {window} bytes + 1 "
                 f"= {need:,} are needed for one update; lower --lanes, --window or --shards",
             )
-        self.counts = np.array([(len(shard) - 1) // (lanes * window) for shard in shards])
+        self.bytes = sum(sizes)
+        self.counts = np.array([(size - 1) // (lanes * window) for size in sizes])
         self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
@@ -41,7 +42,7 @@ class Windows:
     @property
     def unused(self) -> int:
         """Bytes at the shards' ends that fill no window."""
-        return sum(map(len, self.shards)) - len(self) * self.lanes * self.window
+        return self.bytes - len(self) * self.lanes * self.window
 
     def at(
         self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)
