@@ -6,16 +6,23 @@ import unicodedata
 
 EMPTY = b"\n  "  # the frame around nothing
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_LINE_END = re.compile("\r\n|\n|\r")
+_LINE_BREAK_TAG = re.compile(r"<[bB][rR]\s*+/?>")
 _ENDLESS_REFERENCE = re.compile("(&#[0-9]{600})[0-9]+")
 
 
 def frame(text: str) -> bytes:
     """A review as the model reads it: html-unescaped, on one line, stripped, "\\n " before and " " after, UTF-8.
 
-    The same in training and evaluation (Radford et al. 2017, section 4). Bytes that `decode` could not read as UTF-8
+    The same in training and evaluation (Radford et al. 2017, section 4). A line end (\\n, \\r\\n or \\r) and the tag
+    <br /> are a space each; an escaped tag is text about a tag, and stays. Bytes that `decode` could not read as UTF-8
     come out as they went in; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD.
     """
-    return encode("\n " + _unescape(text).replace("\n", " ").strip() + " ")
+    if "<" in text:
+        text = _LINE_BREAK_TAG.sub(" ", text)
+    text = _unescape(text)
+    text = _LINE_END.sub(" ", text) if "\r" in text else text.replace("\n", " ")
+    return encode("\n " + text.strip() + " ")
 
 
 def encode(text: str) -> bytes:

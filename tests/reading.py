@@ -75,5 +75,6 @@ soup = st.lists(
 record = st.fixed_dictionaries({"text": any_text, "label": st.none() | st.floats() | any_text})
 json_line = record.map(lambda r: encode(json.dumps(r, ensure_ascii=False))) | record.map(lambda r: encode(repr(r)))
 line = json_line | soup.map(b"".join) | st.binary(max_size=30) | st.sampled_from([b"", b"  ", b"\r"])
-file = st.lists(line, max_size=12).map(b"\n".join)
+is_plain = lambda data: 0 not in data and not data.startswith((b"\xff\xfe", b"\xfe\xff"))
+file = st.lists(line, max_size=12).map(lambda lines: b"\n".join(lines) + b"\n").filter(is_plain)
 headed = st.tuples(st.sampled_from([b"text,label\n", b"text\n", b'"label"\ttext\n', b""]), file).map(b"".join)

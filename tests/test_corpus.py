@@ -312,6 +312,10 @@ def test_every_packaged_review_is_in_one_part(imdb, packaged_corpus):
     assert sum(counts) == len(imdb) and max(counts[:3]) - min(counts[:3]) <= 1
 
 
+def test_the_packaged_reviews_give_the_bytes_that_runs_were_trained_on(packaged_corpus):
+    assert packaged_corpus.digest == "e7b62aab04c9534700c1e6c3f1be4e02ec6c1befb9e905a0e301e3a0919f302f"
+
+
 def test_packaged_reviews_hold_no_line_break_tags(packaged_corpus):
     for part in (*packaged_corpus.train, packaged_corpus.validation, packaged_corpus.test):
         assert b"<br" not in bytes(part)

@@ -89,7 +89,7 @@ def sizes_of(path):
 @pytest.mark.parametrize("packing", COMPRESS)
 def test_no_compressed_file_fills_the_memory(tmp_path, packing):
     path = tmp_path / f"a.txt{packing}"
-    path.write_bytes(COMPRESS[packing]((bytes(1 << 20) + b"\n" + b"one\n" * 100) * 20) * 10)
+    path.write_bytes(COMPRESS[packing]((b"a" * (1 << 20) + b"\n" + b"one\n" * 100) * 20) * 10)
     rows, peak = sizes_of(path)
     assert path.stat().st_size < 1 << 20 and peak < 50 << 20  # of 200 MB
     assert rows == [(n, 3 if n % 101 != 1 else 1 << 20, None) for n in range(1, 200 * 101 + 1)]

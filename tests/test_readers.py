@@ -1,5 +1,7 @@
 """Laws of the readers: no byte is changed, no line lost, no error hidden, whatever the file and however it is cut."""
 
+import bz2
+import gzip
 import io
 import json
 import os
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reading import BOM, as_csv, as_parquet, complaint, file, headed, packed, put, rows_of, unhurried
@@ -24,7 +27,7 @@ from mlstm_jax.text import decode, encode, frame
 
 # Texts
 
-one_line = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" ").strip(b"\r").removeprefix(BOM))
+one_line = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" ").strip(b"\r"))
 
 
 @packed
@@ -32,6 +35,7 @@ one_line = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" ").strip(b"\
 @given(lines=st.lists(one_line, min_size=1))
 @example(lines=["a\u0085b\u2028c\x0bd\x1ce\rf".encode(), b"\xff\xfe\x00"])
 def test_a_txt_file_is_split_at_newlines_alone_and_keeps_every_byte(folder, packing, lines):
+    lines = [b"plain text " * 2000, *lines]  # so that it is plain that the file is no binary one
     path = put(folder / f"a.txt{packing}", b"\n".join(lines) + b"\n")
     assert [encode(text) for text in read_texts(path)] == [line for line in lines if line.strip()]
 
@@ -127,6 +131,82 @@ def test_the_dumps_of_amazons_reviews_work_without_options(tmp_path, year, packi
     without = [("", "5.0")] if year == "2018" else []  # a record without a text has an empty one
     assert error is None and [wrong for *_, wrong in rows] == [None] * len(rows)
     assert [row[1:3] for row in rows] == [*without, ('It\'s "fine".\tIt is.', "5.0"), ("It's", "1.0")]
+
+
+# Encodings and line ends
+
+
+@packed
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_encoding_and_line_end_gives_the_same_texts(tmp_path, packing, encoding, end):
+    texts = [f"naïve {n} “\u4e0a\u0a0a” \U0001f642" for n in range(40)] + ["plain English text, as most of it is"] * 40
+    mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+    table = [["rating", "text"], *([str(n), text] for n, text in enumerate(texts))]
+    shown = {
+        "txt": texts,
+        "csv": [",".join(f'"{cell}"' for cell in row) for row in table],
+        "tsv": ["\t".join(row) for row in table],
+        "json": [json.dumps({"text": text}, ensure_ascii=False) for text in texts],
+    }
+    for kind, shown_lines in shown.items():
+        path = put(tmp_path / f"a.{kind}{packing}", (mark + end.join(shown_lines) + end).encode(encoding))
+        rows, error = rows_of(path, size=100)
+        assert error is None and [row[1] for row in rows] == texts and {row[3] for row in rows} == {None}
+        assert [row[0] for row in rows] == list(range(1 + (kind[1:] == "sv"), 81 + (kind[1:] == "sv")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_byte_order_mark_is_known_by_its_zeros_or_refused(tmp_path, encoding):
+    assert list(read_texts(put(tmp_path / "a.txt", "I liked it\nIt’s fine\n".encode(encoding)))) == [
+        "I liked it",
+        "It’s fine",
+    ]
+    chinese = "\u8fd9\u90e8\u7535\u5f71\u5f88\u597d \u6211\u559c\u6b22\n" * 30
+    assert "UTF-16" in complaint(put(tmp_path / "b.txt", chinese.encode(encoding)))
+
+
+@unhurried
+@given(text=st.text(st.characters(exclude_characters="\n\r", codec="utf-8")), piece=st.integers(1, 5), data=st.data())
+def test_utf16_is_decoded_wherever_its_bytes_are_cut(folder, text, piece, data):
+    order = data.draw(st.sampled_from(["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "PIECE", piece)
+        read = list(read_texts(put(folder / "u.txt", ("\ufeffone\n" + text).encode(order))))
+    assert read == ["one", *[text.removesuffix("\r")] * bool(text.strip("\t\v\f "))]
+
+
+def test_what_is_cut_within_a_character_is_read_up_to_there(tmp_path):
+    whole = "one\ntwo".encode("utf-16")
+    assert list(read_texts(put(tmp_path / "a.txt", whole[:-1]))) == ["one", "tw\ufffd"]
+
+
+def test_a_carriage_return_among_newlines_is_no_line_end(tmp_path):
+    assert list(read_texts(put(tmp_path / "a.txt", b"one\rtwo\nthree\r\n"))) == ["one\rtwo", "three"]
+
+
+ELSE = {
+    "gzip data; name it .gz": gzip.compress(b"one\n"),
+    "bzip2 data; name it .bz2": bz2.compress(b"one\n"),
+    "zstd data; name it .zst": zstandard.ZstdCompressor().compress(b"one\n"),
+    "a Parquet file; name it .parquet": b"PAR1\x15\x04\x15",
+    "a zip archive, or a workbook": b"PK\x03\x04\x14\x00",
+    "no text, by the zero bytes in it": np.random.default_rng(0).standard_normal(500).tobytes() + bytes(3),
+    "Git LFS pointer, not the data; fetch them with: git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid",
+}
+
+
+@pytest.mark.parametrize("said", ELSE)
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "tsv"])
+def test_what_is_no_text_is_refused_by_its_name(tmp_path, said, suffix):
+    assert said in complaint(put(tmp_path / f"a.{suffix}", ELSE[said]))
+
+
+def test_a_file_of_zeros_or_a_pointer_is_refused_whatever_it_is_named(tmp_path):
+    assert "zero bytes" in complaint(put(tmp_path / "a.txt", bytes(5000)))
+    for name in ("a.parquet", "a.txt.gz", "a.csv.zst"):
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+        assert "git lfs pull" in complaint(tmp_path / name)
 
 
 # What is refused

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +43,18 @@ def test_json_gives_back_any_text(folder, texts, escaped):
 def test_printed_dicts_give_back_any_text(folder, texts):
     path = put(folder / "loose.json", "\n".join(repr({"id": 1, "text": text, "rating": 5.0}) for text in texts))
     assert list(read_texts(path)) == texts
+
+
+@unhurried
+@given(texts=st.lists(any_text, min_size=1), escaped=st.booleans(), raw=st.sets(st.sampled_from("bftu")))
+def test_json_with_raw_control_characters_gives_back_any_text_or_nothing(folder, texts, escaped, raw):
+    """As of those who write JSON by hand: what must be escaped is not, here and there."""
+    lines = [json.dumps({"text": text, "rating": 5.0}, ensure_ascii=escaped) for text in texts]
+    for escape, control in {"\\t": "\t", "\\b": "\b", "\\f": "\f", "\\u000b": "\v"}.items():
+        if escape[1:2] in raw:
+            lines = [re.sub(r"(?<!\\)((?:\\\\)*)" + re.escape(escape), rf"\g<1>{control}", line) for line in lines]
+    rows, error = rows_of(put(folder / "raw.json", b"\n".join(encode(line) for line in lines)))
+    assert error is None and [(encode(row[1]), row[3]) for row in rows] == [(encode(text), None) for text in texts]
 
 
 # Keys and labels
@@ -117,6 +130,10 @@ BAD_LINES = [
     (b"{'text': __import__('os').getcwd()}", "not JSON ("),
     (b"{'text': 'x' % ()}", "not JSON ("),
     (b"{[]: 'x'}", "not JSON ("),
+    (b'{"text": "100 \\ud83d\\udcaf a\\/b", "verified": True}', "not JSON ("),
+    (b'{"text": "100 \\ud83d\\udcaf",}', "not JSON ("),
+    (b'{"text": "\\x41"}', "not JSON ("),
+    (b"{'label': 1" + b"0" * 5000 + b", 'text': 'x'}", "not JSON ("),
     (b"{'text': '\x00'}", "not JSON ("),
     (b"{'text': '\\\xff'}", "not JSON ("),
     (b"\xff", "not JSON ("),
@@ -154,6 +171,9 @@ def test_a_bad_line_of_json_is_named_and_those_around_it_are_read(tmp_path, pack
         (b"{'text': 'a', \"text\": 'b'}", "b"),
         (b'{"text": "a\\u0000b"}', "a\x00b"),
         (b'{"text": "\\ud83d"}', "\ud83d"),
+        (b'{"text": "Tab\there \\ud83d\\udcaf a\\/b \xc3\xa9", "verified": true}', "Tab\there \U0001f4af a/b \u00e9"),
+        (b'{"text": "a\x0b\x00\\u0041", "n": NaN}', "a\x0b\x00A"),
+        (b'{"text": "a\tb\xff"}', "a\tb\udcff"),
         (b'{"text": "\\ud83d\\ude42"}', "\U0001f642"),
         (b'{"text": "x", "n": NaN, "m": -Infinity, "l": 1e999}', "x"),
         (b'{"text": "x", "n": 1' + b"0" * 1000 + b"}", "x"),
@@ -254,7 +274,11 @@ def test_a_plain_line_is_what_python_reads_or_is_left_to_python(line):
 def test_a_loose_line_is_read_as_python_reads_it(line):
     expected = literal(line)
     if expected and b"\n" not in line:
-        assert list(parse(Chunk(0, 0, 1, "json", line, KEYS))) == [(1, *expected)]
+        row = list(parse(Chunk(0, 0, 1, "json", line, KEYS)))
+        if re.match(rb"\{\s*[ubr]{0,2}'", line):
+            assert row == [(1, *expected)]
+        else:  # what is no JSON either is wrong, since JSON's escapes are not Python's
+            assert row[0][3] or json.loads(decode(line.strip()), strict=False).get("reviewText") in (row[0][1], None)
 
 
 short_text = st.text(st.characters(max_codepoint=0xFFFF))  # of the rest Python prints some as \U...: rare
@@ -315,7 +339,7 @@ def test_json_is_read_alike_with_and_without_orjson(lines):
     chunk = Chunk(0, 0, 1, "json", b"\n".join(lines), Keys("text", "label"))
     expected = list(parse(chunk))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_loads", lambda: lambda line: json.loads(decode(line)))
+        patch.setattr(records, "_loads", lambda: lambda line: json.loads(decode(line), strict=False))
         assert list(parse(chunk)) == expected
 
 

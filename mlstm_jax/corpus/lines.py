@@ -3,12 +3,14 @@
 import bz2
 import gzip
 import importlib
+import re
 import sys
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +22,7 @@ LINE = 16 << 20  # bytes of the longest line that is read
 TOO_LONG = f"longer than {LINE >> 20} MB; one review a line is read"
 PIECE = 1 << 18  # bytes that are decompressed at a time
 HEAD = 1 << 20  # bytes of whole lines that come first: among their records the keys are looked for
+LFS = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves where it has not fetched a file
 
 
 @contextmanager
@@ -34,16 +37,19 @@ def opened(name: str) -> Iterator[BufferedIOBase]:
     except OSError as error:
         raise UserError(f"{name}: {error.strerror or error}") from None
     with file:
+        pointer = f"{name} is a Git LFS pointer, not the data; fetch them with: git lfs pull"
+        require(not file.peek(len(LFS)).startswith(LFS), pointer)
         yield file
 
 
 def blocks(file: BufferedIOBase, name: str) -> Iterator[bytes]:
     """Whole lines, about 1 MB of them at a time, without a byte order mark; at least one block.
 
-    A line that is longer than LINE is cut, and still longer than LINE. Raises UserError for what is damaged, after all
-    that comes before it.
+    UTF-16 and UTF-32 become UTF-8, and line ends \\r become \\n where the first megabyte has no other. A line that is
+    longer than LINE is cut, and still longer than LINE. Raises UserError for what is no text, and for what is damaged,
+    after all that comes before it.
     """
-    found = cut(_limited(_pieces(file, name)), HEAD)
+    found = cut(_limited(_newlines(_utf8(_pieces(file, name), name))), HEAD)
     yield next(found, b"").removeprefix(BOM_UTF8)
     yield from found
 
@@ -74,6 +80,82 @@ def cut(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
 def kept(line: bytes) -> str:
     """What is kept of a line that is wrong: all of it, or of one that is too long its first 1000 bytes."""
     return decode(line if len(line) <= LINE else line[:1000])
+
+
+# What a file is, by its first megabyte
+
+MARKS = {  # the longer first: that of UTF-32 begins with that of UTF-16
+    BOM_UTF32_LE: "utf-32",
+    BOM_UTF32_BE: "utf-32",
+    BOM_UTF16_LE: "utf-16",
+    BOM_UTF16_BE: "utf-16",
+}
+BINARY = {
+    rb"\x1f\x8b\x08": "gzip data; name it .gz",
+    rb"BZh[1-9]1AY&SY": "bzip2 data; name it .bz2",
+    rb"\x28\xb5\x2f\xfd": "zstd data; name it .zst",
+    rb"PAR1\x15": "a Parquet file; name it .parquet",
+    rb"PK\x03\x04": "a zip archive, or a workbook; unpack it, or save the sheet as CSV",
+    rb"\xd0\xcf\x11\xe0": "a document of an office program; save the sheet as CSV",
+    rb"%PDF-": "a PDF; save its text",
+}
+
+
+def ahead(pieces: Iterable[bytes], size: int = HEAD) -> tuple[bytes, Iterator[bytes]]:
+    """The first `size` bytes or more, as far as there are any, and all pieces, which raise what they would have."""
+    first, held, pieces = [], 0, iter(pieces)
+    try:
+        while held < size and (piece := next(pieces, None)) is not None:
+            first.append(piece)
+            held += len(piece)
+    except UserError as error:
+        pieces = _raising(error)
+    return b"".join(first), chain(first, pieces)
+
+
+def _raising(error):
+    raise error
+    yield
+
+
+def _utf8(pieces, name):
+    """Pieces as UTF-8, whatever they are encoded in; raises UserError for what is no text."""
+    head, pieces = ahead(pieces)
+    encoding = _encoding(head)
+    if encoding is None:
+        _require_text(head, name)
+        yield from pieces
+        return
+    decoder = getincrementaldecoder(encoding)("replace")
+    yield from (decoder.decode(piece).encode() for piece in pieces)
+    yield decoder.decode(b"", final=True).encode()
+
+
+def _require_text(head, name):
+    kind = next((kind for begin, kind in BINARY.items() if re.match(begin, head)), None)
+    require(not kind, f"{name}: no text but {kind}")
+    zeros = head.count(0)
+    invalid = len(head) - len(head.decode("utf-8", "ignore").encode()) if zeros else 0  # a few of either are kept
+    either = "a binary file, or UTF-16 or UTF-32 without a byte order mark, which iconv -t UTF-8 converts"
+    require(10 * max(zeros, invalid) <= len(head), f"{name}: no text, by the zero bytes in it: {either}")
+
+
+def _encoding(head):
+    """The encoding, where it is UTF-16 or UTF-32: by the byte order mark, or by zeros as every second byte."""
+    if marked := next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None):
+        return marked
+    even, odd, most = head[::2].count(0), head[1::2].count(0), len(head) // 2
+    for zeros, others, encoding in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if zeros > 0.4 * most and 50 * others <= zeros:
+            return encoding
+    return None
+
+
+def _newlines(pieces):
+    """Pieces whose lines end in newlines, where they end in carriage returns alone."""
+    head, pieces = ahead(pieces)
+    alone = b"\r" in head and b"\n" not in head
+    yield from (piece.replace(b"\r", b"\n") for piece in pieces) if alone else pieces
 
 
 def _limited(pieces):

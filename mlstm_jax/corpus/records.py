@@ -95,9 +95,9 @@ def _record(line: bytes) -> dict[Any, Any] | str:
     """The record of a stripped line, or what is wrong with it."""
     try:
         record = _loads()(line)
-    except (ValueError, RecursionError):  # orjson refuses some that we take: NaN, lone surrogates, invalid UTF-8
+    except (ValueError, RecursionError):  # orjson refuses some that we take: NaN, raw tabs, lone surrogates, no UTF-8
         try:
-            record = json.loads(decode(line))
+            record = json.loads(decode(line), strict=False)
         except (ValueError, RecursionError) as error:
             record = _python(line)
             if record is None:
@@ -111,18 +111,22 @@ def _loads() -> Callable[[bytes], Any]:
         with undisturbed():  # an exception from outside while it is imported is a crash
             import orjson
     except ImportError:
-        return lambda line: json.loads(decode(line))
+        return lambda line: json.loads(decode(line), strict=False)
     return orjson.loads
 
 
 # "Loose" JSON: the dicts of Python in which Amazon's reviews of 2014 are printed
 
+_PRINTED = re.compile(rb"\{\s*+[uUbBrR]{0,2}'")
 _INVALID = re.compile(r"(?<!\\)((?:\\\\)*+)([\udc80-\udcff])")
 
 
 def _python(line: bytes) -> Any:
-    """What `ast.literal_eval` makes of a line, or None; invalid UTF-8, which it refuses, is kept."""
-    if not line.startswith(b"{") or len(line) > LITERAL:
+    """What `ast.literal_eval` makes of a line, or None; invalid UTF-8, which it refuses, is kept.
+
+    Only of a line whose first key is quoted as Python alone does it: the escapes of JSON mean something else in Python.
+    """
+    if not _PRINTED.match(line) or len(line) > LITERAL:
         return None
     source = _INVALID.sub(lambda found: f"{found[1]}\\u{ord(found[2]):x}", decode(line))
     try:
