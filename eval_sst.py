@@ -5,6 +5,11 @@ python eval_sst.py runs/quickstart --task imdb
 python eval_sst.py runs/quickstart --report out      # all there is to say, as one HTML page
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import contextlib
 import shlex
 import sys

@@ -5,6 +5,11 @@ python sample.py runs/quickstart --prime "This movie " --clamp 12=1.0
 python sample.py runs/quickstart --sentiment +2      # after eval_sst.py has found the unit
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import codecs
 import contextlib
 import sys

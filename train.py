@@ -1,5 +1,10 @@
 """Train an mLSTM byte by byte: `python train.py --config configs/amazon.py`. See --help for every field."""
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import json
 import signal
 import sys
@@ -294,13 +299,16 @@ def mean(values) -> float:
 
 
 class Interrupt:
-    """Remembers a Ctrl-C or SIGTERM, so that the loop can save before it ends; a second one ends at once."""
+    """Remembers a signal that ends programs, so that the loop can save first; a second Ctrl-C or SIGTERM ends at once.
+
+    The others may come twice: a terminal that closes sends SIGHUP itself, and so does its shell.
+    """
 
     def __init__(self):
         self.signal = 0
 
     def __enter__(self) -> "Interrupt":
-        self.before = {s: signal.signal(s, self.remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.remember) for number in signals.ending()}
         return self
 
     def __exit__(self, *_) -> None:
@@ -308,9 +316,12 @@ class Interrupt:
             signal.signal(number, handler)
 
     def remember(self, number, frame) -> None:
-        """Note the signal and give the next one its usual effect."""
+        """Note the signal; the terminal may have gone with it."""
         self.signal = number
-        signal.signal(number, self.before[number])
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            configs.mute_what_is_gone()
 
 
 if __name__ == "__main__":

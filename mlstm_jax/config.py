@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from mlstm_jax import signals
+
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
 
@@ -289,29 +291,48 @@ def _without(args: list[str], flag: str) -> list[str]:
 
 
 def script(main: Callable[[], int | None]) -> None:
-    """Run a script's main; a UserError becomes one line and exit status 2, Ctrl-C ends with 130."""
+    """Run a script's main; a UserError becomes one line and exit status 2, a signal ends with 128 + its number."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
+    asked = signals.Asked()
     try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        asked.watch()
+        status = main()
+        asked.done()
+    except BaseException as error:
+        asked.done()
+        status = 0 if asked.number else _explain(error)
+    if asked.number:
+        signals.leave(asked.number)
+    sys.exit(status)
+
+
+def _explain(error: BaseException) -> int | str | None:
+    """The exit status after an error that a user can do something about, which becomes one line; others are raised."""
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        return 130
+    if isinstance(error, BrokenPipeError):
         mute()
-        sys.exit(141)
-    except OSError as error:  # a folder that cannot be written, a name that is too long: the system's words are clear
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        return 141
+    if isinstance(error, UserError):
+        line = str(error)
+    elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        line = "there is not enough memory; take fewer --lanes, a shorter --window, a smaller model or larger machine"
+    elif isinstance(error, OSError):  # a folder that cannot be written, a name that is too long
+        line = f"{error.filename or 'the system'}: {error.strerror or error}"
+    else:
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    return 2
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """What is asked by Ctrl-C and SIGTERM is done at the end, where an exception in the midst of it would do harm.
+    """What a signal asks for is done at the end, where an exception in the midst of it would do harm.
 
     Processes that are started inherit the mask: Ctrl-C is for the program, that then ends them all. It would not do
     here, where other threads take the signal and have it handled in this one.
@@ -319,7 +340,7 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # there no signal is handled
         yield
         return
-    numbers, asked = (signal.SIGINT, signal.SIGTERM), []
+    numbers, asked = signals.ending(), []
     handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -332,6 +353,15 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def mute() -> None:
-    """Send what is still printed nowhere: whoever read it has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def mute(descriptor: int | None = None) -> None:
+    """Send what is still printed, on standard output or this descriptor, nowhere: whoever read it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno() if descriptor is None else descriptor)
+
+
+def mute_what_is_gone() -> None:
+    """Mute standard output and error where nothing can be written any more, as on a terminal that was closed."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            mute(descriptor)

@@ -3,6 +3,11 @@
 python -m mlstm_jax.convert SRC DST [--format openai|seed|safetensors]
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import json
 import math
 import os

@@ -4,6 +4,11 @@ python -m mlstm_jax.heatmap runs/quickstart "I loved it." "I hated it."     # af
 python -m mlstm_jax.heatmap runs/quickstart - --out review.html < review.txt
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import os
 import shutil
 import sys

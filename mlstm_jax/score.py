@@ -3,6 +3,11 @@
 python -m mlstm_jax.score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.py has found the unit
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import contextlib
 import csv
 import fcntl

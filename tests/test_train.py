@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -115,7 +116,16 @@ def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
     assert capsys.readouterr().out != texts
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status",
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 129),  # a terminal or an ssh connection that closes
+        (signal.SIGUSR1, 138),  # a scheduler's warning before the time limit
+        (signal.SIGUSR2, 140),
+    ],
+)
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     number, status, finished, reviews, tmp_path, monkeypatch, capsys
 ):
@@ -132,6 +142,36 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert heldout(run_dir) == heldout(finished)
     updates = [m["update"] for m in log.read_metrics(run_dir)]
     assert updates == sorted(updates)
+
+
+def test_under_nohup_a_run_goes_on_when_its_terminal_closes(reviews, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 6, signal.SIGHUP)
+            assert train.main(arguments(reviews, tmp_path / "run")) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert max(checkpoint.steps(tmp_path / "run")) == 20
+
+
+def test_a_run_whose_terminal_closes_is_saved_though_nothing_can_be_printed_any_more(reviews, tmp_path):
+    own_terminal = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    own_terminal += "os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, ROOT / "train.py", *arguments(reviews, tmp_path / "run", "--updates", "100000")]
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", own_terminal, *map(str, command)],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        start_new_session=True,
+    )
+    os.close(terminal)
+    shown = b""
+    while b"the first update took" not in shown:
+        shown += os.read(keyboard, 1 << 16)
+    os.close(keyboard)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    assert checkpoint.steps(tmp_path / "run")
 
 
 @pytest.mark.parametrize("part", ["params", "train", "meta"])

@@ -3,9 +3,12 @@
 python -m mlstm_jax.corpus reviews.json.gz --out data/amazon --shards 1000
 """
 
+from mlstm_jax import signals
+
+if __name__ == "__main__":
+    signals.leave_at_once()
+
 import os
-import signal
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,7 +51,6 @@ def main(
             this machine). All of them must see the inputs and the folder under the same names.
         runner_options: Options of the runner, as flink_master=HOST:8081 parallelism=64.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is open is closed then, in silence
     begun, options = time.monotonic(), prepare.Options(shards_, seed, text_key, label_key, distinct)
     require(not runner_options or runner, "--runner-options goes with --runner")
     require(workers is None or not runner, "--workers goes without --runner, which has workers of its own")
