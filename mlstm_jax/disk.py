@@ -7,14 +7,15 @@ import json
 import os
 import resource
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import UnionType
 from typing import IO, Any
 
 from mlstm_jax.config import UserError
 
-LARGEST_JSON = 64 << 20  # bytes of a JSON file of ours; the largest, a manifest of 100,000 shards, has some 15 MB
+LARGEST_JSON = 64 << 20  # bytes of a JSON file of ours; the largest, a manifest of 100,000 shards, has some 40 MB
 DEEPEST_JSON = 32  # levels of nesting
 
 
@@ -22,17 +23,30 @@ class Damaged(UserError):
     """A file of ours does not hold what we wrote. A failing disk or network is an OSError instead."""
 
 
+class Unwritable(UserError):
+    """A file cannot be written: the disk is full, no descriptor is left, the folder is gone or not ours."""
+
+
 def cache_dir() -> Path:
     """Where what can be made again is kept for this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlstm_jax"
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
     """A binary file that takes its place at `path` once it is written whole and on disk, also across a power cut.
 
-    Raises UserError where it cannot be.
+    Raises Unwritable where it cannot be.
     """
+    return _in_place(path, synced=True)
+
+
+def unsynced(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """As `atomic`, but a power cut may damage it: for what is checked before it is used, or synced later."""
+    return _in_place(path, synced=False)
+
+
+@contextlib.contextmanager
+def _in_place(path, synced):
     # The random part keeps two hosts on one file system apart, whose process numbers may be equal.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -40,14 +54,28 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Write the content of files to disk, many at a time, which is much faster. Raises OSError where that fails."""
+
+    def sync(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(sync, paths):
+            pass
 
 
 def sync_folder(folder: Path) -> None:

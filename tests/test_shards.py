@@ -359,6 +359,130 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_looks_whole(revie
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+def flip(data):
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+# What a power cut or a failing disk may make of a file.
+DAMAGES = dict(
+    flipped=flip,
+    cut=lambda data: data[: len(data) // 2],
+    empty=lambda data: b"",
+    zeros=lambda data: bytes(len(data)),
+    longer=lambda data: data + b"\0",
+    gone=None,
+)
+
+
+def damage(path, how):
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Many chunks and many buckets of little input."""
+    monkeypatch.setattr(prepare, "chunks", partial(readers.chunks, size=20_000))
+    monkeypatch.setattr(runs, "BUCKET", 30_000)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_is_damaged_in_an_unfinished_corpus_is_made_again(reviews, corpus, small, tmp_path, monkeypatch, how):
+    """Each kind of file, of a call that was killed when only the manifest was missing."""
+    options, out, said = prepare.Options(7, seed=3), tmp_path / "out", []
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="killed"):
+        patch.setattr(prepare, "atomic", killed_at("manifest.json"))
+        prepare.prepare([str(reviews)], out, options, alone)
+    work = out / ".work"
+    bad = sorted(work.glob("*.bad"))[0]
+    noted = [bad, work / "00000-0000002.run", work / "00000-0000003.json", work / "train-00002.done"]
+    noted += [out / "train-00004.bin", out / "train-00005.ends.npy", out / "validation.labels.jsonl"]
+    for path in (*noted, work / "index.npy", out / "bad_lines.jsonl"):
+        damage(path, how)
+    manifest = prepare.prepare([str(reviews)], out, options, alone, say=said.append)
+    assert sums(out) == sums(corpus) and manifest == json.loads((corpus / "manifest.json").read_text())
+    assert said[0].startswith("going on with what")
+    made_again = len(noted) - (how == "gone") * 2  # without a note there is nothing to check
+    assert said[1].startswith(f"{made_again} of ") and len(said) == 2
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_an_unfinished_corpus_whose_plan_is_damaged_is_started_anew_with_a_word(reviews, tmp_path, how):
+    with pytest.raises(UserError, match="do not fill 3000 shards"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3000), alone)
+    damage(tmp_path / "out" / ".work" / "plan.json", how)
+    said = []
+    prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone, say=said.append)
+    assert len(said) == 1 and "plan.json is " in said[0] and "starting anew, without what" in said[0]
+
+
+@pytest.mark.parametrize("step", ["make_index", "bucket"])
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_run_that_changes_while_it_is_read_never_gives_other_bytes(
+    reviews, small, tmp_path, monkeypatch, step, distinct
+):
+    """Bytes all over it, flipped between the two passes or within the second, are noticed or do no harm."""
+    options, do, noticed = prepare.Options(3, seed=3, distinct=distinct), getattr(runs, step), 0
+    prepare.prepare([str(reviews)], tmp_path / "whole", options, alone)
+    for place in (0.0, 0.01, 0.05, 0.1, 0.5, 0.99):
+        out = tmp_path / str(place)
+        flips = [out / ".work" / "00000-0000002.run"]
+
+        def after(*args, flips=flips, place=place, **more):
+            if flips:
+                data = bytearray((run := flips.pop()).read_bytes())
+                data[int(place * len(data))] ^= 16
+                run.write_bytes(data)
+            return do(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, step, after)
+            try:
+                prepare.prepare([str(reviews)], out, options, alone)
+            except UserError as error:
+                assert "has changed since it was written; the same command makes it again" in str(error)
+                assert not (out / "manifest.json").exists()
+                noticed += 1
+        if not (out / "manifest.json").exists():
+            prepare.prepare([str(reviews)], out, options, alone)
+        assert sums(out) == sums(tmp_path / "whole")
+    assert noticed >= 4  # a checksum of a row at which no slice ends is not read
+
+
+def test_places_that_change_while_they_are_read_are_noticed(reviews, small, tmp_path, monkeypatch):
+    make_index = runs.make_index
+
+    def changed(work, counts, buckets):
+        sizes, _ = make_index(work, counts, buckets)
+        index = np.load(work / "index.npy")
+        index[0, 2] += 1
+        np.save(work / "index.npy", index)
+        return sizes, (work / "index.npy").stat().st_mtime_ns
+
+    monkeypatch.setattr(runs, "make_index", changed)
+    with pytest.raises(UserError, match="index.npy has changed since it was written"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone)
+
+
+def test_a_call_that_is_killed_behind_its_last_step_is_finished_by_the_next(reviews, tmp_path, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare.shutil, "rmtree", killed)
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone)
+    assert (tmp_path / "out" / "manifest.json").exists() and (tmp_path / "out" / ".work").exists()
+    with pytest.raises(UserError, match="holds a corpus already"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(4), alone)
+    manifest = prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone)
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert not (tmp_path / "out" / ".work").exists() and not (tmp_path / "out" / ".lock").exists()
+    with pytest.raises(UserError, match="holds a corpus already"):
+        prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone)
+
+
 # Training on it.
 
 

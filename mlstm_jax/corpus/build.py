@@ -78,6 +78,8 @@ def _prepared(config):
     *train, validation, test = parts
     for part in (validation, test):
         shards.verify(folder, part)
+    if config.verify:
+        shards.verify_others(folder)
     digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
     summary = (
         f"{folder}: {sum(part.reviews for part in parts):,} reviews, {sum(part.bytes for part in parts):,} bytes; "

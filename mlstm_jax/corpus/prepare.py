@@ -6,7 +6,6 @@ of reviews and writes each part, a bucket of neighbouring keys at a time, out of
 keys is the shuffle: the result depends neither on the number of workers nor on what was done before a run was killed.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,15 +21,27 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mlstm_jax.config import UserError, require, undisturbed
 from mlstm_jax.corpus import runs, shards
 from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
-from mlstm_jax.corpus.shards import FORMAT, Part
-from mlstm_jax.disk import atomic, locked
+from mlstm_jax.corpus.shards import FORMAT, Digested, Part
+from mlstm_jax.disk import (
+    Damaged,
+    Unwritable,
+    atomic,
+    is_sealed,
+    locked,
+    read_json,
+    seal,
+    sync_files,
+    sync_folder,
+    unsynced,
+)
+from mlstm_jax.text import printable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as log.progress
 # spread(expand, do, items): `do(task)` of every task in `expand(item)` of every item, somewhere, in any order. It
@@ -71,31 +82,44 @@ def prepare(
     found = [s for s in sources(inputs) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
     require(options.shards >= 1, "--shards must be at least 1")
     require(0 <= options.seed < 2**63, "--seed must lie between 0 and 2**63 - 1")
-    refuse = lambda: require(not (out / "manifest.json").exists(), f"{out} holds a corpus already; name a new folder")
-    refuse()
-    strange = out.exists() and not (out / ".work").exists() and any(path.name != ".lock" for path in out.iterdir())
+    work, finished = out / ".work", out / "manifest.json"
+    full = f"{out} holds a corpus already; name a new folder"
+    require(not finished.exists() or work.exists(), full)
+    strange = out.exists() and not work.exists() and any(path.name != ".lock" for path in out.iterdir())
     require(not strange, f"{out} holds something else; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out, "prepared"):
-        refuse()  # another process may just have finished it
-        return _prepare(found, out, options, spread, on_error, say, progress)
-
-
-def _prepare(found, out, options, spread, on_error, say, progress) -> dict[str, Any]:
-    work = out / ".work"
-    _resume_or_start(work, found, options, say)
+    plan = {"format": FORMAT, "options": asdict(options), "sources": [source._asdict() for source in found]}
+    hint = "when that is put right, the same command goes on from here"
     try:
-        counts = _make_runs(found, options, work, spread, on_error, progress)
-        parts = _write_parts(out, work, options, counts, spread, progress)
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out, "prepared"):
+            if finished.exists():  # another process has just finished it, or was killed when it cleared away
+                require(work.exists(), full)
+                manifest = read_json(finished, {name: type(value) for name, value in plan.items()})
+                require(all(manifest[name] == value for name, value in plan.items()), full)
+            else:
+                manifest = _prepare(found, out, plan, options, spread, on_error, say, progress)
+            shutil.rmtree(work)
+            (out / ".lock").unlink()
+            return manifest
+    except Unwritable as error:
+        raise UserError(f"{error}; {hint}") from None
     except OSError as error:
-        raise UserError(
-            f"{out}: {error.strerror or error}; make room and call it again: it goes on from here"
-        ) from None
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; {hint}") from None
+
+
+def _prepare(found, out, plan, options, spread, on_error, say, progress) -> dict[str, Any]:
+    work = out / ".work"
+    if _resume_or_start(work, found, plan, say):
+        _drop_damaged(work, out, spread, say, progress)
+    counts, bad = _make_runs(found, options, work, spread, on_error, progress)
+    written = _write_parts(out, work, options, counts, spread, progress)
+    parts, files = [each.part for each in written], {name: sha for each in written for name, sha in each.files.items()}
     kept = sum(part.reviews for part in parts)
-    manifest = {
-        "format": FORMAT,
-        "options": asdict(options),
-        "sources": [source._asdict() for source in found],
+    (out / "bad_lines.jsonl").unlink(missing_ok=True)
+    if counts["bad"]:
+        os.replace(work / "bad_lines.jsonl", out / "bad_lines.jsonl")
+        files["bad_lines.jsonl"] = bad
+    manifest = plan | {
         "reviews": {
             "read": counts["reviews"] + counts["duplicates"] + counts["empty"] + counts["bad"],
             "kept": kept,
@@ -105,36 +129,77 @@ def _prepare(found, out, options, spread, on_error, say, progress) -> dict[str, 
         },
         "bytes": sum(part.bytes for part in parts),
         "parts": [part._asdict() for part in parts],
+        "files": files,
     }
-    (out / "bad_lines.jsonl").unlink(missing_ok=True)
-    if counts["bad"]:
-        os.replace(work / "bad_lines.jsonl", out / "bad_lines.jsonl")
-    with atomic(out / "manifest.json") as file:
+    manifest = seal(manifest)
+    with atomic(work / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1) + "\n").encode())
-    shutil.rmtree(work)
-    (out / ".lock").unlink()
+    sync_files([*(out / f"{part.name}.bin" for part in parts), *(out / name for name in files)])
+    sync_folder(out)
+    os.replace(work / "manifest.json", out / "manifest.json")
+    sync_folder(out)
     return manifest
 
 
-def _resume_or_start(work, found, options, say):
-    """Keep what an earlier call of the same kind has left, or start with an empty work folder."""
-    plan = {"format": FORMAT, "options": asdict(options), "sources": [source._asdict() for source in found]}
-    plan, path = json.dumps(plan).encode(), work / "plan.json"
-    if path.is_file():
-        same = path.read_bytes() == plan
+def _resume_or_start(work, found, plan, say) -> bool:
+    """Whether there is something of an earlier call of the same kind; otherwise the work folder is empty now."""
+    path = work / "plan.json"
+    why = ""
+    try:
+        old = read_json(path, {name: type(value) for name, value in plan.items()})
+        if not is_sealed(old):
+            raise Damaged(f"{path} is damaged: its checksum differs")
         require(
-            same,
+            all(old[name] == value for name, value in plan.items()),
             f"{work.parent} holds an unfinished corpus of other inputs, or of other options; "
             "give the same command to go on with it, or remove the folder",
         )
         if all(source.size is not None for source in found):
-            say(f"going on with what {work} holds")
-            return
-    if work.exists():  # what comes from a pipe comes once
+            say(printable(f"going on with what {work} holds"))
+            return True
+        why = "what comes from a pipe comes once"
+    except FileNotFoundError:
+        why = f"{path} is missing" if work.exists() and any(work.iterdir()) else ""
+    except Damaged as error:
+        why = str(error)
+    if why:
+        say(printable(f"{why}: starting anew, without what {work} holds"))
+    if work.exists():
         shutil.rmtree(work)
     work.mkdir(parents=True)
     with atomic(path) as file:
-        file.write(plan)
+        file.write(json.dumps(seal(plan)).encode())
+    return False
+
+
+def _drop_damaged(work, out, spread, say, progress):
+    """Take away the notes of all that is not as it was written (a power cut may do that), so that it is made again."""
+    for path in work.glob(".*"):  # of a killed call
+        path.unlink()
+    notes = [path.name for path in (*runs.notes(work), *sorted(work.glob("*.done")))]
+    dropped = 0
+    with progress("checking", sum(path.stat().st_size for path in (*work.glob("*.run"), *out.glob("*.bin")))) as done:
+        for name, size in spread(_alone, partial(_check, work=work, out=out), notes):
+            done(size or 0)
+            if size is None:
+                (work / name).unlink()
+                dropped += 1
+    if dropped:
+        say(printable(f"{dropped} of {len(notes)} files in {work} are damaged and are made again"))
+
+
+def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
+    """A note's name, and the bytes of its run or part, None where these are not as they were written."""
+    note = work / name
+    if note.suffix == ".json":
+        return name, note.with_suffix(".run").stat().st_size if runs.is_whole(note) else None
+    try:
+        written = _read_done(note)
+        parts = {f"{written.part.name}.bin": written.part.sha256} | written.files
+        whole = note.stem == written.part.name and all(shards.digest(out / name) == sha for name, sha in parts.items())
+    except (Damaged, FileNotFoundError):
+        whole = False
+    return name, written.part.bytes if whole else None
 
 
 @contextmanager
@@ -192,25 +257,26 @@ def _alone(item):
 # The first pass: chunks to runs.
 
 
-def _make_runs(found, options, work, spread, on_error, progress) -> Counter:
-    """A run for every chunk that has none yet; what was counted in all of them."""
+def _make_runs(found, options, work, spread, on_error, progress) -> tuple[Counter, str]:
+    """A run for every chunk that has none yet; what was counted in all of them, the SHA-256 of their bad lines."""
     cut = partial(_chunks, work=work, keys=Keys(options.text_key, options.label_key))
     make = partial(runs.make, work=work, seed=options.seed, distinct=options.distinct, on_error=on_error)
     with progress("reading", sum(source.size or 0 for source in found)) as done:
         for size in spread(cut, make, list(enumerate(found))):
             done(size)
     counts = Counter()
-    with open(work / "bad_lines.jsonl", "w", encoding="utf-8") as bad:
-        for path in sorted(work.glob("*.json")):
-            if path.name != "plan.json":
-                record = json.loads(path.read_bytes())
-                counts += Counter(record["counts"])
-                for line in record["bad"]:  # of an earlier call, which may have taken them
-                    require(on_error == "quarantine", f"{line['file']}, line {line['line']}: {line['why']}")
-                    bad.write(json.dumps(line) + "\n")
+    with unsynced(work / "bad_lines.jsonl") as file:
+        bad = Digested(file)
+        for run in map(runs.read_note, runs.notes(work)):
+            counts += run.counts
+            lines = runs.bad_lines(run)
+            if lines and on_error == "fail":  # of an earlier call, which may have taken them
+                first = json.loads(lines[: lines.index(b"\n")])
+                raise UserError(f"{first['file']}, line {first['line']}: {first['why']}")
+            bad.write(lines)
     for source in found:
         require(unchanged(source), f"{source.name} has changed while it was read; remove {work.parent} and start again")
-    return counts
+    return counts, bad.digest()
 
 
 def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[str, Chunk]]:
@@ -224,7 +290,14 @@ def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[
 # The second pass: runs to parts.
 
 
-def _write_parts(out, work, options, counts, spread, progress) -> list[Part]:
+class Written(NamedTuple):
+    """A part that is written, and the SHA-256 of its other files by their name."""
+
+    part: Part
+    files: dict[str, str]
+
+
+def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
     def enough(reviews):
         bad = f" ({counts['bad']} lines cannot be read: see {work / 'bad_lines.jsonl'})" if counts["bad"] else ""
         few = f"{reviews} reviews{bad} do not fill {options.shards} shards and two parts to hold out"
@@ -245,8 +318,9 @@ def _write_parts(out, work, options, counts, spread, progress) -> list[Part]:
     parts = {}
     with progress("writing", counts["bytes"]) as done:
         for written in spread(_alone, write, [tasks[n : n + group] for n in range(0, len(tasks), group)]):
-            for part in map(Part._make, written):
-                parts[part.name] = part
+            for part, files in written:  # lists, where they came as JSON
+                part = Part._make(part)
+                parts[part.name] = Written(part, files)
                 done(part.bytes)
     return [parts[name] for name in names]
 
@@ -257,38 +331,53 @@ def _count(number: int, bucket: Callable) -> tuple[int, int]:
 
 def _write_group(
     tasks: list[tuple[str, int, int]], out: Path, work: Path, ends: np.ndarray, bucket: Callable
-) -> list[Part]:
+) -> list[Written]:
     """Write neighbouring parts."""
     bucket = lru_cache(1)(bucket)  # the last bucket of a part is the first of the next
     return [_write_part(*task, out, work, ends, bucket) for task in tasks]
 
 
-def _write_part(name, first, last, out, work, ends, bucket) -> Part:
-    """Write the reviews of ranks first ... last - 1: NAME.bin, NAME.ends.npy, and NAME.labels.jsonl if it has any."""
+def _write_part(name, first, last, out, work, ends, bucket) -> Written:
+    """Write the reviews of ranks first ... last - 1: NAME.bin, NAME.ends.npy, and NAME.labels.jsonl if it has any.
+
+    They are synced when all are written, together.
+    """
     note = work / f"{name}.done"
     if note.exists():  # written before the program was killed
-        return Part(**json.loads(note.read_bytes()))
-    sha, lengths, labelled = hashlib.sha256(), [np.zeros(0, np.int64)], False
-    with atomic(work / f"{name}.bin") as file, atomic(work / f"{name}.labels.jsonl") as label_file:
+        return _read_done(note)
+    lengths, labelled = [np.zeros(0, np.int64)], False
+    with unsynced(work / f"{name}.bin") as file, unsynced(work / f"{name}.labels.jsonl") as label_file:
+        data, told = Digested(file), Digested(label_file)
         for number in range(*np.searchsorted(ends, [first, last - 1], side="right") + [0, 1]):
             begin = int(ends[number - 1]) if number else 0
             texts, labels = bucket(number)
+            if len(texts) != ends[number] - begin:
+                raise Damaged(f"{work / 'index.npy'} has changed since it was written; the same command makes it again")
             here = slice(max(first - begin, 0), last - begin)
-            data = b"".join(texts[here])
-            sha.update(data)
-            file.write(data)
+            data.write(b"".join(texts[here]))
             lengths.append(np.array([len(text) for text in texts[here]], np.int64))
-            label_file.writelines(labels[here])
+            told.write(b"".join(labels[here]))
             labelled = labelled or any(label != b"null\n" for label in labels[here])
     reviews = np.cumsum(np.concatenate(lengths))
-    with atomic(work / f"{name}.ends.npy") as file:
-        np.save(file, reviews)
-    # From the work folder, so that of a killed run nothing half-made stays behind.
-    for ending in ("bin", "ends.npy", "labels.jsonl") if labelled else ("bin", "ends.npy"):
-        os.replace(work / f"{name}.{ending}", out / f"{name}.{ending}")
-    if not labelled:  # an earlier run, of what came from a pipe, may have had some
+    with unsynced(work / f"{name}.ends.npy") as file:
+        np.save(places := Digested(file), reviews)
+    files = {f"{name}.ends.npy": places.digest()}
+    if labelled:
+        files[f"{name}.labels.jsonl"] = told.digest()
+    else:  # an earlier run, of what came from a pipe, may have had some
         (out / f"{name}.labels.jsonl").unlink(missing_ok=True)
-    part = Part(name, len(reviews), int(reviews[-1]), sha.hexdigest())
-    with atomic(note) as file:
-        file.write(json.dumps(part._asdict()).encode())
-    return part
+    # From the work folder, so that of a killed run nothing half-made stays behind.
+    for file_name in (f"{name}.bin", *files):
+        os.replace(work / file_name, out / file_name)
+    part = Part(name, len(reviews), int(reviews[-1]), data.digest())
+    with unsynced(note) as file:
+        file.write(json.dumps(seal({"part": part._asdict(), "files": files})).encode())
+    return Written(part, files)
+
+
+def _read_done(note) -> Written:
+    """What a note says of a part that is written; raises Damaged for a note that is not as it was written."""
+    told = read_json(note, {"part": dict, "files": dict, "checksum": str})
+    if not is_sealed(told) or told["part"].keys() != set(Part._fields):
+        raise Damaged(f"{note} is damaged: its checksum differs")
+    return Written(Part(**told["part"]), told["files"])

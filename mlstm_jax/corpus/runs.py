@@ -1,25 +1,47 @@
 """Runs: what the first pass over the inputs leaves, and the second reads in slices.
 
-A chunk of an input becomes a run: a row for each review (its key, where its text ends, where its label ends), in the
-order of the keys, then all texts, then all labels. Keys are 64 bits, and their order is the shuffle.
+A chunk of an input becomes a run: a row for each review, in the order of the keys, then the texts with their labels.
+Keys are 64 bits, and their order is the shuffle. A row also holds checksums of all that comes before its end, so that
+any slice of a run can be checked when it is read.
 """
 
 import hashlib
 import json
+import zlib
 from collections import Counter
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt32, UInt64
+from jaxtyping import Int, UInt32
 
 from mlstm_jax.config import require
 from mlstm_jax.corpus.readers import Chunk, parse
-from mlstm_jax.disk import atomic
+from mlstm_jax.disk import Damaged, atomic, is_sealed, read_json, seal, unsynced
 from mlstm_jax.text import EMPTY, frame
 
 BUCKET = 32 << 20  # bytes of the second pass that one worker holds
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ROW = np.dtype(
+    [
+        ("key", "<u8"),
+        ("text", "<u8"),  # where the review's text ends, behind all rows
+        ("end", "<u8"),  # where its label ends, and the next text begins
+        ("crc", "<u4"),  # CRC-32 of the texts and labels up to here
+        ("sum", "<u4"),  # sum of `_hashes` of the rows up to here
+    ]
+)
+
+
+class Run(NamedTuple):
+    """A run as its note tells it."""
+
+    path: Path
+    counts: Counter  # reviews, their bytes, and the chunk's empty, bad and doubled ones
+    last: list[int]  # end, crc and sum of the last row
+    bad: str  # SHA-256 of the file of bad lines, where there are any
 
 
 def path(work: Path, chunk: Chunk) -> Path:
@@ -30,7 +52,7 @@ def path(work: Path, chunk: Chunk) -> Path:
 def make(
     task: tuple[str, Chunk], work: Path, seed: int, distinct: bool, on_error: Literal["quarantine", "fail"]
 ) -> int:
-    """Read, frame and sort the reviews of one chunk. Its counts are written last: they say that the run is whole."""
+    """Read, frame and sort the reviews of one chunk; returns the bytes of input. Its note is written last."""
     name, chunk = task
     run = path(work, chunk)
     if run.with_suffix(".json").exists():
@@ -52,9 +74,10 @@ def make(
     counts["bad"], counts["reviews"], counts["bytes"] = len(bad), len(framed), sum(map(len, framed))
     keys = _keys(framed, chunk, seed, distinct)
     order = np.argsort(keys, kind="stable")
-    _write(run, keys[order], [framed[i] for i in order], [labels[i] for i in order])
-    with atomic(run.with_suffix(".json")) as file:
-        file.write(json.dumps({"counts": counts, "bad": bad}).encode())
+    last = _write(run, keys[order], [framed[i] for i in order], [labels[i] for i in order])
+    digest = _write_bad(run, bad) if bad else ""
+    with unsynced(run.with_suffix(".json")) as file:
+        file.write(json.dumps(seal({"counts": counts, "last": last, "bad": digest})).encode())
     return chunk.read
 
 
@@ -66,42 +89,138 @@ def _keys(framed, chunk, seed, distinct):
             [int.from_bytes(hashlib.blake2b(f, digest_size=8, key=seed).digest(), "big") for f in framed], np.uint64
         )
     start = hashlib.blake2b(f"{seed} {chunk.source} {chunk.number}".encode(), digest_size=8).digest()
-    with np.errstate(over="ignore"):  # SplitMix64 (Steele, Lea and Flood 2014) of consecutive numbers
-        z = np.uint64(int.from_bytes(start, "big")) + np.arange(1, len(framed) + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    with np.errstate(over="ignore"):  # SplitMix64 of consecutive numbers
+        z = np.uint64(int.from_bytes(start, "big")) + np.arange(1, len(framed) + 1, dtype=np.uint64) * GOLDEN
+        return _mix(z)
 
 
-def _write(run, keys, framed, labels) -> None:
+def _mix(z):
+    """What SplitMix64 (Steele, Lea and Flood 2014) makes of a number."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _hashes(rows):
+    """32 bits of each row's key and ends."""
+    z = _mix(_mix(_mix(rows["key"] + GOLDEN) ^ rows["text"]) ^ rows["end"])
+    return (z >> np.uint64(32)).astype(np.uint32)
+
+
+def _write(run, keys, framed, labels) -> list[int]:
+    """Write a run; end, crc and sum of its last row."""
     lines = {label: (json.dumps(label) + "\n").encode() for label in set(labels)}
-    told = [lines[label] for label in labels]
-    ends = [np.cumsum([len(item) for item in column], dtype=np.uint64) for column in (framed, told)]
+    items = list(chain.from_iterable(zip(framed, (lines[label] for label in labels), strict=True)))
+    ends, crc = np.cumsum([len(item) for item in items], dtype=np.uint64), 0
+    rows = np.zeros(len(keys), ROW)
+    rows["key"], rows["text"], rows["end"] = keys, ends[::2], ends[1::2]
+    rows["crc"] = [crc := zlib.crc32(item, crc) for item in items][1::2]
+    rows["sum"] = np.cumsum(_hashes(rows), dtype=np.uint32)
     with atomic(run) as file:
-        file.write(np.stack([keys, *ends], axis=1).tobytes())
-        file.writelines(framed)
-        file.writelines(told)
+        file.write(rows.tobytes())
+        file.writelines(items)
+    return _last(rows)
 
 
-def _read(run, count, size, first, last) -> tuple[UInt64[np.ndarray, "reviews"], list[bytes], list[bytes]]:
-    """Keys, texts and labels of the reviews first ... last - 1 of a run of `count` reviews and `size` bytes of text."""
-    with open(run, "rb") as file:
+def _last(rows):
+    return [int(rows[-1][name]) if len(rows) else 0 for name in ("end", "crc", "sum")]
 
-        def read(start, stop):
-            file.seek(start)
-            return file.read(stop - start)
 
-        def items(column, offset):
-            a, b = int(begin[column]), int(rows[-1, column])
-            data = read(offset + a, offset + b)
-            ends = (rows[:, column] - begin[column]).tolist()
-            return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+def _write_bad(run, bad) -> str:
+    """Write the bad lines of a chunk; their SHA-256."""
+    lines = b"".join((json.dumps(line) + "\n").encode() for line in bad)
+    with atomic(run.with_suffix(".bad")) as file:
+        file.write(lines)
+    return hashlib.sha256(lines).hexdigest()
 
-        rows = np.frombuffer(read(24 * max(first - 1, 0), 24 * last), np.uint64).reshape(-1, 3)
-        begin, rows = (rows[0], rows[1:]) if first else (np.zeros(3, np.uint64), rows)
-        return rows[:, 0], items(1, 24 * count), items(2, 24 * count + size)
+
+def notes(work: Path) -> list[Path]:
+    """The notes of all runs that are made, in the order of the input."""
+    return sorted(path for path in work.glob("*.json") if path.name != "plan.json")
+
+
+def read_note(note: Path) -> Run:
+    """The run that a note speaks of; raises Damaged for a note that is not as it was written."""
+    told = read_json(note, {"counts": dict, "last": list, "bad": str, "checksum": str})
+    counts, last = told["counts"], told["last"]
+    numbers = all(type(number) is int and number >= 0 for number in (*counts.values(), *last))
+    if not (is_sealed(told) and numbers and len(last) == 3):
+        raise Damaged(f"{note} is damaged: its checksum differs")
+    return Run(note.with_suffix(".run"), Counter(counts), last, told["bad"])
+
+
+def bad_lines(run: Run) -> bytes:
+    """The lines of a chunk that could not be read, as JSON lines; raises Damaged where they have changed."""
+    if not run.bad:
+        return b""
+    lines = (path := run.path.with_suffix(".bad")).read_bytes()
+    if hashlib.sha256(lines).hexdigest() != run.bad:
+        raise _changed(path)
+    return lines
+
+
+def is_whole(note: Path) -> bool:
+    """Whether a note, its run and its bad lines are as they were written."""
+    try:
+        run = read_note(note)
+        bad_lines(run)
+        _read_rows(run)
+        _read(run, 0, run.counts["reviews"])
+    except (Damaged, FileNotFoundError):
+        return False
+    return True
+
+
+def _changed(path):
+    return Damaged(f"{path} has changed since it was written; the same command makes it again")
+
+
+def _read_rows(run) -> np.ndarray:
+    """All rows of a run, checked."""
+    count = run.counts["reviews"]
+    size = count * ROW.itemsize + run.last[0]
+    rows = np.fromfile(run.path, ROW, count) if run.path.stat().st_size == size else np.zeros(0, ROW)
+    sums = np.cumsum(_hashes(rows), dtype=np.uint32)
+    if len(rows) != count or _last(rows) != run.last or (sums != rows["sum"]).any():
+        raise _changed(run.path)
+    return rows
+
+
+class _Slice(NamedTuple):
+    """Reviews of a run that follow one another."""
+
+    rows: np.ndarray
+    sum: int  # of `_hashes` of the rows, as the run tells it
+    texts: list[bytes]
+    labels: list[bytes]
+
+
+def _read(run, first, last) -> _Slice:
+    """The reviews first ... last - 1 of a run, their texts and labels checked."""
+    skipped = max(first - 1, 0)
+    with open(run.path, "rb") as file:
+        file.seek(ROW.itemsize * skipped)
+        found = file.read(ROW.itemsize * (last - skipped))
+        rows = np.frombuffer(found, ROW, len(found) // ROW.itemsize)
+        before, rows = (rows[:1], rows[1:]) if first else (np.zeros(1, ROW), rows)
+        if len(rows) != last - first:
+            raise _changed(run.path)
+        begin, crc, total = _last(before)
+        end, last_crc, last_total = _last(rows) if len(rows) else (begin, crc, total)
+        if not begin <= end <= run.last[0]:
+            raise _changed(run.path)
+        file.seek(ROW.itemsize * run.counts["reviews"] + begin)
+        data = file.read(end - begin)
+    if len(data) != end - begin or zlib.crc32(data, crc) != last_crc:
+        raise _changed(run.path)
+    ends = (rows["end"] - np.uint64(begin)).tolist()
+    text_ends = (rows["text"] - np.uint64(begin)).tolist()
+    return _Slice(
+        rows,
+        (last_total - total) % 2**32,
+        [data[a:b] for a, b in zip([0, *ends], text_ends, strict=False)],
+        [data[a:b] for a, b in zip(text_ends, ends, strict=True)],
+    )
 
 
 # Slices of all runs.
@@ -110,14 +229,17 @@ def _read(run, count, size, first, last) -> tuple[UInt64[np.ndarray, "reviews"],
 class _Index(NamedTuple):
     """All runs, and where each bucket of keys begins and ends in each of them."""
 
-    runs: list[tuple[Path, int, int]]  # path, reviews, bytes of text
+    runs: list[Run]
     places: UInt32[np.ndarray, "runs buckets_and_one"]
 
 
 @cache
 def _index(work: Path, made: int) -> _Index:
     """The index that `make_index` made at that time; every worker reads it once."""
-    return _Index(_all(work), np.load(work / "index.npy", mmap_mode="r"))
+    try:
+        return _Index(_all(work), np.load(work / "index.npy", mmap_mode="r"))
+    except ValueError:
+        raise _changed(work / "index.npy") from None
 
 
 def make_index(work: Path, counts: Counter, buckets: int) -> tuple[Int[np.ndarray, "buckets"], int]:
@@ -127,37 +249,39 @@ def make_index(work: Path, counts: Counter, buckets: int) -> tuple[Int[np.ndarra
     edges = np.array([(bucket << 64) // buckets for bucket in range(buckets)], np.uint64)
     runs, sizes = _all(work), np.zeros(buckets, np.int64)
     header = {"descr": "<u4", "fortran_order": False, "shape": (len(runs), buckets + 1)}
-    with atomic(work / "index.npy") as file:  # row by row: of a large input it has some hundred megabytes
+    with unsynced(work / "index.npy") as file:  # row by row: of a large input it has some hundred megabytes
         np.lib.format.write_array_header_1_0(file, header)
-        for path, count, _ in runs:
-            keys = np.fromfile(path, np.uint64, 3 * count)[::3]
-            row = np.append(np.searchsorted(keys, edges), count).astype("<u4")
+        for run in runs:
+            keys = np.ascontiguousarray(_read_rows(run)["key"])
+            row = np.append(np.searchsorted(keys, edges), len(keys)).astype("<u4")
             sizes += np.diff(row)
             file.write(row.tobytes())
     return sizes, (work / "index.npy").stat().st_mtime_ns
 
 
 def _all(work):
-    found = []
-    for path in sorted(work.glob("*.run")):
-        counts = json.loads(path.with_suffix(".json").read_bytes())["counts"]
-        if counts["reviews"]:
-            found.append((path, counts["reviews"], counts["bytes"]))
-    return found
+    return [run for run in map(read_note, notes(work)) if run.counts["reviews"]]
 
 
 def bucket(number: int, work: Path, made: int, distinct: bool) -> tuple[list[bytes], list[bytes]]:
-    """Texts and labels of one bucket, in the order of their keys; of equal keys, in the order of the input."""
+    """Texts and labels of one bucket, in the order of their keys; of equal keys, in the order of the input.
+
+    Raises Damaged where a run has changed since it was written.
+    """
     index = _index(work, made)
-    keys, texts, labels = [np.empty(0, np.uint64)], [], []
-    for (path, count, size), row in zip(index.runs, index.places, strict=True):
-        first, last = int(row[number]), int(row[number + 1])
+    rows, texts, labels, told = [np.zeros(0, ROW)], [], [], 0
+    for run, places in zip(index.runs, index.places, strict=True):
+        first, last = int(places[number]), int(places[number + 1])
         if first < last:
-            some = _read(path, count, size, first, last)
-            keys.append(some[0])
-            texts += some[1]
-            labels += some[2]
-    order = np.argsort(np.concatenate(keys), kind="stable").tolist()
+            some = _read(run, first, last)
+            rows.append(some.rows)
+            texts += some.texts
+            labels += some.labels
+            told += some.sum
+    rows = np.concatenate(rows)
+    if int(_hashes(rows).sum(dtype=np.uint32)) != told % 2**32:
+        raise _changed(f"a run in {work}")
+    order = np.argsort(rows["key"], kind="stable").tolist()
     if distinct:  # equal texts have equal keys, so that they meet in one bucket; the first of them is kept
         firsts = {}
         for i in order:

@@ -1,16 +1,16 @@
 """A corpus folder: parts of framed reviews as raw bytes, and the manifest that says what they are."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import UserError, require
+from mlstm_jax.config import require
 from mlstm_jax.corpus.windows import Bytes
+from mlstm_jax.disk import Damaged, is_sealed, read_json
 
 FORMAT = 1  # of the manifest and the files it speaks of
 
@@ -46,24 +46,55 @@ class Mapped(Sequence):
         return self._map(range(len(self))[number])
 
 
+class Digested:
+    """A binary file that is being written, and the SHA-256 of all that was."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._sha = file, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write and count in."""
+        self._sha.update(data)
+        return self._file.write(data)
+
+    def digest(self) -> str:
+        """The SHA-256 so far, in hexadecimal."""
+        return self._sha.hexdigest()
+
+
+class Manifest(NamedTuple):
+    """What a manifest says of the files beside it: the parts, and the SHA-256 of all others by their name."""
+
+    parts: list[Part]
+    files: dict[str, str]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a corpus folder; raises UserError where there is none, Damaged where it is not as written."""
+    path = folder / "manifest.json"
+    require(path.is_file(), f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
+    told = read_json(path, {"format": int, "options": dict, "parts": list})
+    require(told["format"] == FORMAT, f"{path} is of format {told['format']}; this program reads {FORMAT}")
+    shards, files = told["options"].get("shards"), told.get("files", {})  # version 0.1.0 had no digests of the others
+    try:
+        parts = [Part(**part) for part in told["parts"]]
+    except TypeError:  # no object, or one of other names
+        parts = []
+    sizes = [size for part in parts for size in (part.reviews, part.bytes)]
+    typed = all(type(size) is int and size >= 1 for size in sizes) and all(type(part.sha256) is str for part in parts)
+    whole = type(shards) is int and shards == len(parts) - 2 >= 1 and [part.name for part in parts] == names(shards)
+    named = type(files) is dict and all(Path(name).name == name and type(files[name]) is str for name in files)
+    if not (is_sealed(told) and typed and whole and named):
+        raise Damaged(f"{path} lacks parts, or has been changed; make the corpus again")
+    return Manifest(parts, files)
+
+
 def load(folder: Path) -> list[Part]:
     """The parts of a corpus folder in their order, training shards first.
 
     Raises UserError, with the part's name, for one that is missing or not of the size that the manifest tells.
     """
-    path = folder / "manifest.json"
-    require(path.is_file(), f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
-    try:
-        manifest = json.loads(path.read_bytes())
-        parts = [Part(**part) for part in manifest["parts"]]
-        told = manifest["format"], manifest["options"]["shards"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the corpus again") from None
-    require(told[0] == FORMAT, f"{path} is of format {told[0]}; this program reads {FORMAT}")
-    kinds = tuple(Part.__annotations__.values())
-    typed = all(isinstance(value, kind) for part in parts for value, kind in zip(part, kinds, strict=True))
-    whole = told[1] == len(parts) - 2 >= 1 and [part.name for part in parts] == names(told[1])
-    require(typed and whole, f"{path} lacks parts, or has been changed; make the corpus again")
+    parts = read_manifest(folder).parts
     for part in parts:
         file = folder / f"{part.name}.bin"
         require(file.is_file(), f"{file} is missing; make the corpus again")
@@ -74,8 +105,21 @@ def load(folder: Path) -> list[Part]:
 
 def verify(folder: Path, part: Part) -> None:
     """Raise UserError unless a part's bytes are those that were written."""
-    with open(folder / f"{part.name}.bin", "rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
-    require(
-        same, f"{folder / part.name}.bin has changed since it was written: its SHA-256 differs; make the corpus again"
-    )
+    _verify(folder / f"{part.name}.bin", part.sha256)
+
+
+def verify_others(folder: Path) -> None:
+    """Raise UserError unless a corpus's ends, labels and bad lines are those that were written."""
+    for name, sha in read_manifest(folder).files.items():
+        require((folder / name).is_file(), f"{folder / name} is missing; make the corpus again")
+        _verify(folder / name, sha)
+
+
+def _verify(path, sha):
+    require(digest(path) == sha, f"{path} has changed since it was written: its SHA-256 differs; make the corpus again")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
