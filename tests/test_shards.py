@@ -23,7 +23,7 @@ from mlstm_jax.config import Config, UserError, require
 from mlstm_jax.corpus import prepare, readers, runs, shards, windows
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
-from mlstm_jax.text import frame
+from mlstm_jax.text import EMPTY, frame
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -89,7 +89,7 @@ def test_every_review_comes_out_once_and_as_it_went_in(reviews, corpus):
     for chunk in readers.chunks(*[(s, 0, readers.Keys()) for s in readers.sources([str(reviews)])][0]):
         for _, text, label, wrong in readers.parse(chunk):
             bad += wrong is not None
-            texts += [(frame(text), label)] if wrong is None and text.strip() else []
+            texts += [(frame(text), label)] if wrong is None and frame(text) != EMPTY else []
     out = []
     for name in names(corpus):
         labels = [json.loads(line) for line in (corpus / f"{name}.labels.jsonl").read_text().splitlines()]
