@@ -9,7 +9,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -233,7 +233,7 @@ class _Index(NamedTuple):
     places: UInt32[np.ndarray, "runs buckets_and_one"]
 
 
-@cache
+@lru_cache(1)
 def _index(work: Path, made: int) -> _Index:
     """The index that `make_index` made at that time; every worker reads it once."""
     try:
