@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import Counter
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -111,14 +111,15 @@ def _write(run, keys, framed, labels) -> list[int]:
     """Write a run; end, crc and sum of its last row."""
     lines = {label: (json.dumps(label) + "\n").encode() for label in set(labels)}
     items = list(chain.from_iterable(zip(framed, (lines[label] for label in labels), strict=True)))
-    ends, crc = np.cumsum([len(item) for item in items], dtype=np.uint64), 0
+    ends, data, crc = np.cumsum(np.fromiter(map(len, items), np.uint64)), memoryview(b"".join(items)), 0
     rows = np.zeros(len(keys), ROW)
     rows["key"], rows["text"], rows["end"] = keys, ends[::2], ends[1::2]
-    rows["crc"] = [crc := zlib.crc32(item, crc) for item in items][1::2]
+    places = [0, *rows["end"].tolist()]
+    rows["crc"] = [crc := zlib.crc32(data[begin:end], crc) for begin, end in pairwise(places)]
     rows["sum"] = np.cumsum(_hashes(rows), dtype=np.uint32)
     with atomic(run) as file:
         file.write(rows.tobytes())
-        file.writelines(items)
+        file.write(data)
     return _last(rows)
 
 
