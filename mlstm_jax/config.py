@@ -334,15 +334,15 @@ def _explain(error: BaseException) -> int | str | None:
 def undisturbed() -> Iterator[None]:
     """What a signal asks for is done at the end, where an exception in the midst of it would do harm.
 
-    Processes that are started inherit the mask: Ctrl-C is for the program, that then ends them all. It would not do
-    here, where other threads take the signal and have it handled in this one.
+    Processes that are started inherit the mask: a signal is for the program, that then ends them all (with SIGTERM, so
+    that this is not masked). It would not do here, where other threads take it and have it handled in this one.
     """
     if threading.current_thread() is not threading.main_thread():  # there no signal is handled
         yield
         return
     numbers, asked = signals.ending(), []
     handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers} - {signal.SIGTERM})
     try:
         yield
     finally:

@@ -310,7 +310,10 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.1, 0.2])  # seconds: when the workers are being started
-@pytest.mark.parametrize("number, status, told", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
+@pytest.mark.parametrize(
+    "number, status, told",
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+)
 def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, number, status, told, wait):
     process = subprocess.Popen(
         command(reviews, tmp_path / "out"), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -319,8 +322,20 @@ def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, num
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(wait)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     assert process.communicate(timeout=60)[1] == told and process.returncode == status
+    again = subprocess.run(command(reviews, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.startswith("going on with what")
+
+
+def test_under_nohup_it_goes_on_when_the_terminal_closes(reviews, tmp_path):
+    ignored = ["bash", "-c", 'trap "" HUP; exec "$@"', "bash", *command(reviews, tmp_path / "out")]
+    process = subprocess.Popen(ignored, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out" / ".work" / "plan.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert "reviews read" in process.communicate(timeout=60)[0] and process.returncode == 0
 
 
 def test_what_is_half_made_lies_in_the_work_folder(reviews, tmp_path, monkeypatch):
@@ -531,8 +546,72 @@ def test_altered_bytes_are_named_before_training_on_them(copy, tmp_path, name):
         train.main(arguments(copy, tmp_path / "run", "--verify"))
 
 
+def test_one_figure_that_differs_in_a_manifest_is_noticed(copy, tmp_path):
+    text = (copy / "manifest.json").read_text()
+    assert '"seed": 3' in text
+    (copy / "manifest.json").write_text(text.replace('"seed": 3', '"seed": 2'))
+    with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
+        train.main(arguments(copy, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["train-00003.ends.npy", "test.labels.jsonl", "bad_lines.jsonl"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_lies_beside_the_bytes_is_verified_too(copy, tmp_path, name, how):
+    damage(copy / name, how)
+    with pytest.raises(UserError, match=f"{name} (has changed|is missing)"):
+        train.main(arguments(copy, tmp_path / "run", "--verify"))
+
+
+def as_version_0_1_0(value):
+    """A manifest or plan as that version wrote it."""
+    return {name: part for name, part in value.items() if name not in ("files", "checksum")}
+
+
+def test_a_corpus_of_an_earlier_version_is_read(copy, tmp_path, capsys):
+    manifest = as_version_0_1_0(json.loads((copy / "manifest.json").read_text()))
+    (copy / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (copy / "test.labels.jsonl").unlink()  # of which it had no checksum
+    assert train.main(arguments(copy, tmp_path / "run", "--verify")) == 0
+    assert "all 7 shards" in capsys.readouterr().out
+
+
+def test_an_unfinished_corpus_of_an_earlier_version_is_finished(reviews, tmp_path):
+    """It goes on, though what lies there has no checksums and is made again."""
+    work = tmp_path / "out" / ".work"
+    options = prepare.Options(3, seed=3)
+    with pytest.raises(UserError, match="killed"):
+        prepare.prepare([str(reviews)], tmp_path / "out", options, killed_in_the_second_pass)
+    plan = json.loads((work / "plan.json").read_text())
+    (work / "plan.json").write_text(json.dumps(as_version_0_1_0(plan)))
+    (work / "00000-0000000.json").write_text(json.dumps({"counts": {"reviews": 1, "bytes": 9, "bad": 0}, "bad": []}))
+    (work / "00000-0000000.run").write_bytes(bytes(24) + b"\n       " + b"null\n")
+    (work / "test.done").write_text(json.dumps(dict(name="test", reviews=1, bytes=9, sha256="0" * 64)))
+    said = []
+    prepare.prepare([str(reviews)], tmp_path / "out", options, alone, say=said.append)
+    assert said[0].startswith("going on with what") and said[1].startswith("2 of 2 files")
+    prepare.prepare([str(reviews)], tmp_path / "whole", options, alone)
+    assert sums(tmp_path / "out") == sums(tmp_path / "whole")
+
+
+def killed_in_the_second_pass(expand, do, items):
+    require(expand is not prepare._alone, "killed")
+    yield from alone(expand, do, items)
+
+
+HOSTILE = [
+    "[" * 100_000,
+    '{"format": 1, "options": ' + '{"a":' * 5000 + "1" + "}" * 5000 + "}",
+    '{"format": 1, "options": {"shards": 1' + "0" * 5000 + '}, "parts": []}',
+    '{"format": 1, "options": {"shards": 1e999}, "parts": []}',
+    '{"format": 1, "options": {"shards": 1}, "parts": [1, 2, 3]}',
+    '{"format": true, "options": {"shards": 1}, "parts": []}',
+]
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 2, "parts": []}', '{"format": 1, "parts": [{"name": "x"}]}']
+    "text",
+    ["", "[]", "{}", '{"format": 2, "parts": []}', '{"format": 1, "parts": [{"name": "x"}]}', *HOSTILE],
+    ids=lambda text: text[:40],
 )
 def test_a_damaged_manifest_is_one_clear_line(copy, tmp_path, text):
     (copy / "manifest.json").write_text(text)
@@ -541,12 +620,24 @@ def test_a_damaged_manifest_is_one_clear_line(copy, tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(bytes="12"), dict(reviews="12"), dict(sha256=None), dict(name="train-00002"), None]
+    "change",
+    [
+        dict(bytes="12"),
+        dict(reviews="12"),
+        dict(sha256=None),
+        dict(name="train-00002"),
+        dict(name="../../etc/passwd"),
+        dict(bytes=-1),
+        dict(bytes=0),
+        dict(reviews=True),
+        dict(more=1),
+        None,
+    ],
 )
 def test_an_edited_manifest_is_one_clear_line(copy, tmp_path, change):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["parts"][1:2] = [manifest["parts"][1] | change] if change else []
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(as_version_0_1_0(manifest)))
     with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
         train.main(arguments(copy, tmp_path / "run", "--verify"))
 

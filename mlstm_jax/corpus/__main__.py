@@ -12,6 +12,7 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import tyro
@@ -19,6 +20,7 @@ import tyro
 from mlstm_jax.config import UserError, require, script
 from mlstm_jax.corpus import prepare
 from mlstm_jax.log import progress
+from mlstm_jax.text import printable
 
 
 def main(
@@ -62,10 +64,10 @@ def main(
     print(
         f"{reviews['read']:,} reviews read, {reviews['kept']:,} kept, {reviews['empty']:,} empty, "
         f"{reviews['duplicates']:,} duplicates, {reviews['bad']:,} bad"
-        + (f" (see {out / 'bad_lines.jsonl'})" if reviews["bad"] else "")
+        + (printable(f" (see {out / 'bad_lines.jsonl'})") if reviews["bad"] else "")
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
-    print(f"Next: python train.py --config configs/amazon.py --data {out}")
+    print(f"Next: python train.py --config configs/amazon.py --data {printable(quote(str(out)))}")
 
 
 def _spread(workers, runner, runner_options, out):

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.prepare import Spread
+from mlstm_jax.disk import parse_json
 from mlstm_jax.text import decode, encode
 
 
@@ -51,7 +52,7 @@ def _spread(expand, do, items, options, work) -> Iterator[Any]:
             | "to tasks" >> apache_beam.FlatMap(partial(_expand, expand=expand, failed=failed))
             | "spread tasks" >> apache_beam.Reshuffle()
             | "do" >> apache_beam.Map(partial(_do, do=do, failed=failed))
-            | "to JSON" >> apache_beam.Map(json.dumps)
+            | "to JSON" >> apache_beam.Map(lambda result: json.dumps({"result": result}))
             | "keep results" >> apache_beam.io.WriteToText(str(results / "part"))
         )
         pipeline.run().wait_until_finish()
@@ -61,7 +62,8 @@ def _spread(expand, do, items, options, work) -> Iterator[Any]:
     if failed.exists():
         raise UserError(decode(failed.read_bytes()))
     for path in sorted(results.glob("part*")):
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        for line in path.read_bytes().splitlines():
+            yield parse_json(line, str(path), {"result": object})["result"]
 
 
 # A runner would print an error's whole stack, try the task again and hide the message. So a user's error is left in a

@@ -222,7 +222,8 @@ def processes(workers: int) -> Iterator[Spread]:
 
     context = get_context("spawn")
     alive, end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(alive,))
+    with undisturbed():  # this starts a process that keeps count of locks
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(alive,))
     try:
         yield spread
     except BrokenProcessPool:
