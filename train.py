@@ -5,7 +5,7 @@ from mlstm_jax import signals
 if __name__ == "__main__":
     signals.leave_at_once()
 
-import json
+import glob
 import signal
 import sys
 import time
@@ -17,20 +17,30 @@ from shlex import quote
 
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
-from mlstm_jax.disk import locked, raise_file_limit
+from mlstm_jax.disk import locked, raise_file_limit, read_json
 
 PRIMES = ("I ", "This movie ", "The ")
 
 
 def stored_config(run_dir: Path) -> Config | None:
-    """The config that a run was started with."""
-    path = run_dir / "config.json"
-    if not path.is_file():
-        return None
+    """The config that a run was started with: its config.json, or where that is lost, what a checkpoint holds of it."""
+    path, error = run_dir / "config.json", None
     try:
-        return configs.from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir") from None
+        return configs.from_dict(read_json(path, {"model": dict}))
+    except (FileNotFoundError, NotADirectoryError):
+        if not (run_dir / "checkpoints").is_dir():
+            return None
+    except (ValueError, TypeError, KeyError) as caught:
+        error = caught
+    from mlstm_jax import checkpoint  # slow, and seldom needed here
+
+    if found := checkpoint.saved_config(run_dir):
+        config, update = found
+        print(f"{path} is {'damaged' if error else 'missing'}: taking the config that checkpoint {update} holds")
+        return config
+    if error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir")
+    return None
 
 
 def main(args: list[str] | None = None) -> int:
@@ -48,6 +58,11 @@ def main(args: list[str] | None = None) -> int:
 
     found = old or not config.init or Path(config.init).exists()
     require(found, f"--init {config.init} does not exist; name a run's folder, or another program's weights")
+    path = str(run_dir.absolute())
+    require(  # Orbax takes the name for a pattern, and what it saves there could not be read again
+        glob.escape(path) == path and "\\" not in path,
+        f"{path}: no checkpoint can be kept where a name has [ * ? or a backslash in it; choose another --run-dir",
+    )
 
     # Data first: what is wrong with it should be known before the slow imports.
     from mlstm_jax.corpus.build import build
@@ -89,11 +104,13 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
     changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", *configs.ONCE)}
     fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
     described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
-    require(
-        not fixed,
-        f"{run_dir} is another run: {described} may not change once a run has started; "
-        f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew",
-    )
+    if fixed:
+        edited = configs.differences(old, stored_config(run_dir) or old)
+        undo = f"remove {run_dir / 'config.json'}, which was edited; then " * bool(fixed.keys() & edited.keys())
+        raise UserError(
+            f"{run_dir} is another run: {described} may not change once a run has started; {undo}"
+            f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew"
+        )
     if changed:
         print(f"changed for this run from now on: {described}")
 
@@ -195,11 +212,12 @@ def run(config, run_dir, corpus, windows) -> int:
         closing(stream(windows, meta["position"], corpus.check, own)) as ready,
         Interrupt() as interrupted,
         log.Log(run_dir, update, end, keep=sharding.is_first()) as out,
-        checkpoint.Saver(run_dir, config.keep) as saver,
+        checkpoint.Saver(run_dir, config.keep, out.say, mesh) as saver,
     ):
         out.say("compiling the first update ...")
         first_update = time.monotonic()
         while update < end and not (stopped := sharding.highest(interrupted.signal) if update > start else 0):
+            saver.check(state, meta)
             rows, fresh = next(ready)
             window = sharding.place(rows, own, mesh, config.lanes)
             rate = np.float32(training.learning_rate(config.learning_rate, update, start, end))
@@ -251,7 +269,7 @@ def run(config, run_dir, corpus, windows) -> int:
         if update == end:
             test = heldout(corpus.test)
             out.metrics(update, {"test_bits_per_byte": test})
-        saver.save(state, meta)
+        saver.save(state, meta, wait=True)
 
     if update < end:
         again = f"python train.py --run-dir {quote(str(run_dir))}"

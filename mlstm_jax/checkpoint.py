@@ -2,16 +2,25 @@
 
 A run folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (Adam's moments, carried
 state, counters) and meta (config, place in the data, schedule, digests). Orbax does not notice flipped bytes, so every
-part's fingerprint is kept in meta and checked on load; a damaged step falls back to the one before it. Arrays are saved
+part's fingerprint is kept in meta and checked on load; a damaged step falls back to the one before it. An error of the
+system, which may pass, is no damage: reading and saving are tried again, and end with it in one line. Arrays are saved
 from where they live, and loaded to where they shall live: on another mesh, by another number of processes.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
+import sys
+import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -23,10 +32,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from mlstm_jax import model, sharding, training
 from mlstm_jax.config import Config, UserError, from_dict, require, to_dict
-from mlstm_jax.disk import atomic
+from mlstm_jax.disk import atomic, read_json
 from mlstm_jax.training import TrainState
 
 Meta = dict[str, Any]
+PAUSES = (0.5, 2.0)  # seconds before a read or a save that failed is tried again
 
 
 def digest(tree: Any) -> str:
@@ -79,25 +89,48 @@ def _all_finite(tree):
 
 
 class Saver:
-    """Writes the checkpoints of one run, asynchronously; each appears whole or not at all, the last `keep` remain."""
+    """Writes the checkpoints of one run in the background; each appears whole or not at all, the last `keep` remain.
 
-    def __init__(self, run_dir: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-        )
-        self.manager = ocp.CheckpointManager(folder(run_dir), options=options)
+    A save that fails is said and made again, with the state of that time; the third in a row ends the run. The first
+    one is read back.
+    """
 
-    def save(self, state: TrainState, meta: Meta) -> None:
-        """Save in the background as step `state.update`; a step that is there already is left as it is.
+    def __init__(self, run_dir: Path, keep: int, say: Callable[[str], None] = print, mesh: Mesh | None = None):
+        self.run_dir, self.keep, self.say, self.mesh = run_dir, keep, say, mesh
+        self.place: int | None = None  # of the folder on its disk
+        self.manager: ocp.CheckpointManager | None = None
+        self.saving: int | None = None  # the update that is being saved
+        self.failures, self.read_back = 0, False
 
-        Raises FloatingPointError for params that are not finite: they are never saved.
+    def save(self, state: TrainState, meta: Meta, wait: bool = False) -> None:
+        """Save in the background, or `wait` for it, as step `state.update`; one that is there is left as it is.
+
+        Raises UserError for numbers that are not finite, which are never saved, and where saving fails for good.
         """
-        step = int(state.update)
-        if step in self.manager.all_steps():
+        self._settle()
+        while not (self._start(state, meta) and (not wait or self._settle())):
+            pass
+
+    def check(self, state: TrainState, meta: Meta) -> None:
+        """Save this state where the save in the background has failed; a moment's work otherwise.
+
+        Several processes learn of it at their next save, together.
+        """
+        if self.saving is None or jax.process_count() > 1 or self.manager.is_saving_in_progress():
             return
+        if not self._settle():
+            self.save(state, meta)
+
+    def _start(self, state, meta):
+        """Begin to save; whether that went well."""
+        step = int(state.update)
+        self._require_folder()
         params, train = _parts(state)
-        if not _all_finite(params):
-            raise FloatingPointError(f"parameters at update {step} are not finite; they are not saved")
+        require(
+            _all_finite((params, train)),
+            f"{self.run_dir}: update {step} has left parameters, moments or a carried state that are not finite, and "
+            f"that are not saved; {self._safe()}",
+        )
         meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
         meta["digests"]["meta"] = _meta_digest(meta)
         args = {
@@ -105,24 +138,131 @@ class Saver:
             "train": ocp.args.StandardSave(train),
             "meta": ocp.args.JsonSave(meta),
         }
-        self.manager.save(step, args=ocp.args.Composite(**args), force=True)
+        try:
+            self.manager = self.manager or self._open()
+            if step not in self.manager.all_steps():
+                self.manager.save(step, args=ocp.args.Composite(**args), force=True)
+                self.saving = step
+        except Exception as error:  # Orbax raises many kinds
+            self._try_again(step, error)
+            return False
+        return True
+
+    def _open(self):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self.keep), cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(folder(self.run_dir), options=options)
+
+    def _settle(self):
+        """Wait for the save in the background; whether that went well."""
+        step, error = self._wait()
+        if error:
+            self._try_again(step, error)
+        return not error
+
+    def _wait(self):
+        """Wait for the save in the background: its update, and what it failed with."""
+        step, self.saving = self.saving, None
+        if step is not None:
+            try:
+                self.manager.wait_until_finished()
+            except Exception as error:
+                return step, error
+            self._require_folder()
+            self.failures = 0
+            if not self.read_back:
+                self._read_back(step)
+        return step, None
+
+    def _read_back(self, step):
+        """Whatever keeps what is saved here from being read again should be known now, not when it is needed."""
+        try:
+            for name in ("params", "train"):  # one after the other, to take less memory
+                _load(folder(self.run_dir) / str(step), (name,), self.mesh)
+            self.read_back = True
+        except Exception as error:
+            if not _may_pass(error):  # else the next one is read
+                raise UserError(
+                    f"{self.run_dir}: checkpoint {step} was saved, but cannot be read again ({_cause(error)}); "
+                    "choose another --run-dir, on another disk"
+                ) from None
+
+    def _try_again(self, step, error):
+        """Say what a save failed with, and drop its manager, which may be of no more use; UserError for the third."""
+        self.failures += 1
+        self._close()
+        self._require_folder()
+        if self.failures > len(PAUSES) or jax.process_count() > 1:
+            raise self._failed(step, error) from None
+        self.say(f"checkpoint {step} could not be saved ({_cause(error)}); trying again")
+        time.sleep(PAUSES[self.failures - 1])
+
+    def _require_folder(self):
+        try:
+            place = os.stat(self.run_dir).st_ino
+        except FileNotFoundError:
+            place = None
+        self.place = self.place or place
+        require(
+            place and place == self.place,  # TensorStore makes a folder anew
+            f"{self.run_dir} is gone, removed or moved while it was trained, and its checkpoints with it; "
+            "move it back, or remove what is left, and the same command goes on",
+        )
+
+    def _failed(self, step, error):
+        failed = f"{self.run_dir}: checkpoint {step} could not be saved ({_cause(error)})"
+        return UserError(f"{failed}; {self._safe()} once that is put right")
+
+    def _safe(self):
+        """What is left of the run, and how it goes on."""
+        safe = steps(self.run_dir)
+        whole = f"checkpoint {safe[-1]} is safe, and" if safe else "there is no checkpoint yet, and"
+        goes_on = "goes on from there" if safe else "starts again"
+        return f"{whole} the same command, or python train.py --run-dir {quote(str(self.run_dir))}, {goes_on}"
+
+    def _close(self):
+        manager, self.manager = self.manager, None
+        with suppress(Exception):
+            manager.wait_until_finished()
+        with suppress(Exception):
+            manager.close()
 
     def __enter__(self) -> "Saver":
+        _hush()
         return self
 
-    def __exit__(self, *_) -> None:
-        """Wait until everything is on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+    def __exit__(self, kind, *_) -> None:
+        """Wait until everything is on disk. Raises UserError where it cannot be, unless there is another error."""
+        try:
+            step, error = self._wait()
+            if error and not kind:
+                raise self._failed(step, error)
+        finally:
+            self._close()
+
+
+@cache
+def _hush():
+    """What Orbax raises becomes one line of ours. It also logs it, and its threads go on after that and print more."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    lost = lambda record: "never retrieved" in record.msg and re.search("(?i)ocdbt|tensorstore", str(record.exc_info))
+    logging.getLogger("asyncio").addFilter(lambda record: not lost(record))
+    warnings.filterwarnings("ignore", "coroutine '.*(CheckpointHandler|run_sync).*' was never awaited", RuntimeWarning)
+    show, show_ignored = sys.excepthook, sys.unraisablehook
+    late = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    half_made = lambda what: getattr(what.object, "__qualname__", "") == "BaseEventLoop.__del__"
+    sys.excepthook = lambda kind, error, trace: None if late(error) else show(kind, error, trace)
+    sys.unraisablehook = lambda what: None if late(what.exc_value) or half_made(what) else show_ignored(what)
 
 
 def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
     """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
 
     A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
-    again. Raises UserError where every checkpoint is damaged; then nothing is moved.
+    again. Raises UserError where every checkpoint is damaged, or one cannot be read now; then nothing is moved.
     """
-    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh, steps(run_dir))
+    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh)
     for step in damaged if sharding.is_first() else ():
         aside = run_dir / "damaged" / str(step)
         aside.parent.mkdir(exist_ok=True)
@@ -140,32 +280,85 @@ def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None)
 def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = None) -> tuple[model.Params, Meta]:
     """Parameters and meta of the checkpoint of an update, or of the newest whole one; nothing in the run is touched.
 
-    Raises UserError where there is none.
+    The run may be training: a checkpoint that makes way for a newer one is not a damaged one. Raises UserError where
+    there is none.
     """
-    known = steps(run_dir)
-    kept = ", ".join(map(str, known)) or "none"
-    require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")
-    found, _ = _newest_whole(run_dir, say, ("params",), None, known if update is None else [update])
+    found, _ = _newest_whole(run_dir, say, ("params",), None, update)
     require(found is not None, f"{run_dir} holds no checkpoint yet; python train.py --run-dir {run_dir} trains on")
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run_dir, say, names, mesh, among):
-    damaged, causes = [], []
+def _newest_whole(run_dir, say, names, mesh, update=None):
+    known = _patiently(lambda: steps(run_dir), folder(run_dir))
+    kept = ", ".join(map(str, known)) or "none"
+    require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")
+    among, damaged, causes = known if update is None else [update], [], []
     for step in reversed(among):
+        path = folder(run_dir) / str(step)
         try:
-            return _load(folder(run_dir) / str(step), names, mesh), damaged
+            return _patiently(lambda path=path: _load(path, names, mesh), path), damaged
         except UserError:
             raise
         except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
-            while error.__cause__ or error.__context__:
-                error = error.__cause__ or error.__context__
-            cause = str(error).strip().splitlines()
-            causes.append(f"checkpoint {step} is damaged ({cause[0][:200] if cause else type(error).__name__})")
+            if steps(run_dir) != known:  # the run is training, and this step may have made way for a newer one
+                return _newest_whole(run_dir, say, names, mesh, update)
+            causes.append(f"checkpoint {step} is damaged ({_cause(error)})")
             damaged.append(step)
             say(causes[-1] + "; trying the one before it" * (step > among[0]))
     require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
     return None, []
+
+
+def _patiently(read, path):
+    """What `read()` returns, tried again where an error may pass. Raises UserError where it stays."""
+    _hush()
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            if pause is None or jax.process_count() > 1:  # the others would not wait
+                cause = _cause(error)
+                raise UserError(f"{path} cannot be read now ({cause}); nothing was changed: try again later") from None
+        time.sleep(pause)
+
+
+def _chain(error):
+    """An error and what it came from, outermost first."""
+    while error is not None:
+        yield error
+        inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
+        error = inner or error.__cause__ or error.__context__
+
+
+def _system_errors(error):
+    """The system's numbers of what an error came from, which TensorStore has in its text."""
+    for one in _chain(error):
+        if told := re.search(r"os_error_code='(\d+)'", str(one)):
+            yield int(told[1])
+        elif isinstance(one, OSError):
+            yield one.errno or (errno.ENOENT if isinstance(one, FileNotFoundError) else errno.EIO)
+
+
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+TRANSIENT = "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|can't start new thread"
+
+
+def _may_pass(error):
+    """Whether an error is the system's or for want of memory, and so proves nothing of what is on disk."""
+    return any(number not in MISSING for number in _system_errors(error)) or any(
+        isinstance(one, MemoryError) or re.search(TRANSIENT, str(one)) for one in _chain(error)
+    )
+
+
+def _cause(error):
+    """What an error came from, in a few words."""
+    if told := [os.strerror(number) for number in _system_errors(error) if number not in MISSING]:
+        return told[0]
+    *_, root = _chain(error)
+    lines = str(root).strip().splitlines()
+    return lines[0][:200] if lines else type(root).__name__
 
 
 def _load(step_dir, names, mesh):
@@ -201,9 +394,11 @@ def _meta_digest(meta: Meta) -> str:
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The updates of which a run has checkpoints, in order."""
-    checkpoints = folder(run_dir)
-    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    """The updates of which a run has checkpoints, in order. Raises OSError where that cannot be known."""
+    try:
+        names = os.listdir(folder(run_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
@@ -215,18 +410,33 @@ def folder(run_dir: Path) -> Path:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run of ours; weights for a model hub have a config.json too, but no lanes in it."""
     config = path / "config.json"
-    return config.is_file() and (folder(path).is_dir() or b'"lanes"' in config.read_bytes())
+    if config.is_file() and (folder(path).is_dir() or b'"lanes"' in config.read_bytes()):
+        return True
+    return any((folder(path) / str(step) / "meta").is_dir() for step in steps(path))  # its config.json is lost
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
     """The run with the newest checkpoint. Raises UserError where there is none."""
     newest = {
-        run.parent: max((folder(run.parent) / str(step)).stat().st_mtime for step in steps(run.parent))
-        for run in runs.glob("*/config.json")
-        if steps(run.parent)
+        run: max((folder(run) / str(step)).stat().st_mtime for step in steps(run))
+        for run in (path.parent for path in runs.glob("*/checkpoints"))
+        if steps(run)
     }
     require(newest, f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
     return max(newest, key=newest.get)
+
+
+def saved_config(run_dir: Path) -> tuple[Config, int] | None:
+    """The config in the newest checkpoint whose meta is whole, and its update; None where there is none.
+
+    No device is used: processes that train together have not met when a config is read.
+    """
+    for step in reversed(steps(run_dir)):
+        with suppress(UserError, OSError, TypeError, KeyError):
+            meta = read_json(folder(run_dir) / str(step) / "meta" / "metadata", {"config": dict, "digests": dict})
+            if _meta_digest(meta) == meta["digests"]["meta"]:
+                return from_dict(meta["config"]), step
+    return None
 
 
 def write_config(run_dir: Path, config: Config) -> None:

@@ -98,7 +98,7 @@ class LanguageModel:
     def record_dirs(self) -> list[Path]:
         """Where records of found units lie: beside our own weights, saved ones too, and in the `work_dir`."""
         beside = self.path if self.path.is_dir() else self.path.parent
-        ours = (beside / "config.json").is_file()
+        ours = self.is_run or (beside / "config.json").is_file()
         return list(dict.fromkeys([beside / "units"] * ours + [self.work_dir / "units"]))
 
     @property

@@ -51,7 +51,10 @@ class _Console(Console):
 
 
 class Log:
-    """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk."""
+    """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk.
+
+    A record that cannot be written stops nothing, and is said once.
+    """
 
     def __init__(self, run_dir: Path, update: int, total: int, keep: bool = True):
         """Continue the records of `run_dir` after `update`: what lies beyond is cut off, as it will be done again.
@@ -63,6 +66,7 @@ class Log:
             cut_back(run_dir / "metrics.jsonl", update)
         self.file = open(run_dir / "metrics.jsonl" if keep else os.devnull, "a", encoding="utf-8")
         self.tensorboard = _tensorboard(run_dir, update) if keep else None
+        self.lost = set()  # records that could not be written
         self.console = _Console()
         self.bar = Progress(
             TextColumn("{task.completed:>7,}/{task.total:,}"),
@@ -81,9 +85,21 @@ class Log:
 
     def __exit__(self, *_) -> None:
         self.bar.stop()
-        self.file.close()
+        with self._record("metrics.jsonl"):
+            self.file.close()
         if self.tensorboard:
-            self.tensorboard.close()
+            with self._record("tensorboard"):
+                self.tensorboard.close()
+
+    @contextmanager
+    def _record(self, name):
+        """Say once that a record cannot be written. What it lacks is kept, and written with the next line."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self.lost:
+                self.say(f"{name} cannot be written now ({error.strerror or error}); training goes on")
+            self.lost.add(name)
 
     def say(self, text: str) -> None:
         """One line for people, above the progress line."""
@@ -96,11 +112,12 @@ class Log:
     def metrics(self, update: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, null where a value is not finite, and the same to TensorBoard."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"update": update, **finite}) + "\n")
-        self.file.flush()
+        with self._record("metrics.jsonl"):
+            self.file.write(json.dumps({"update": update, **finite}) + "\n")
+            self.file.flush()
         if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, update)
+            with self._record("tensorboard"):
+                self.tensorboard.add(values, update)
 
     def training(self, update: int, values: dict[str, float]) -> None:
         """Metrics of the last updates, also as the progress line."""
@@ -120,11 +137,36 @@ class Log:
             self.say(f"{update:>7,}/{self.total:,}  {line}  elapsed {clock(elapsed)}  left {clock(left)}")
 
 
+class _TensorBoard:
+    """An event file, written at once: tensorboardX's own writer is a thread, whose errors nobody could catch."""
+
+    def __init__(self, run_dir: Path, update: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self.event, self.scalar = Event, scalar
+        (run_dir / "tensorboard").mkdir(exist_ok=True)
+        self.file = EventsWriter(str(run_dir / "tensorboard" / "events"))
+        start = SessionLog(status=SessionLog.START)  # what lies beyond this step will be done again
+        self.file.write_event(Event(wall_time=time.time(), step=update + 1, session_log=start))
+        self.file.flush()
+
+    def add(self, values: dict[str, float], update: int) -> None:
+        """Points of an update, on disk when this returns."""
+        for name, value in values.items():
+            summary = self.scalar(name, value)
+            self.file.write_event(self.event(wall_time=time.time(), step=update, summary=summary))
+        self.file.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.file.close()
+
+
 def _tensorboard(run_dir, update):
     try:
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=update + 1)
+        return _TensorBoard(run_dir, update)
     except ImportError:
         print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
         return None
