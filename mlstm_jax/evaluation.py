@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mlstm_jax import checkpoint, lm, log, probe
-from mlstm_jax.config import UserError
+from mlstm_jax.config import UserError, require
 from mlstm_jax.disk import atomic
 from mlstm_jax.encode import Feature
 from mlstm_jax.probe import Examples
@@ -191,11 +191,17 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
     train, test = first(task.train), first(task.test)
     with log.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
-            model = lm.load(run.path, update, run.precision)
+            try:
+                model = lm.load(run.path, update, run.precision)
+            except UserError:
+                if update in checkpoint.steps(run.path):
+                    raise
+                continue  # the run is training, and this checkpoint has made way for a newer one
             x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
             bits = scored.get(update, float("nan"))
             moments.append(Moment(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
+    require(moments, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
     return moments

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zlib
@@ -290,7 +291,7 @@ def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_pa
     assert done.returncode == 0 and "3 classes" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
-def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
+def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, monkeypatch):
     reviews = tmp_path / "reviews.txt"
     reviews.write_text("\n".join(f"review {i} says :{')('[i % 2]} and more" for i in range(400)))
     arguments = [
@@ -307,15 +308,27 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys):
     arguments += ["--eval-every", "8"]
     assert train.main(arguments) == 0
     capsys.readouterr()
-    eval_sst.main(
-        tmp_path / "run", task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True
-    )
+    again = dict(task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
+    eval_sst.main(tmp_path / "run", **again)
     found = json.loads(capsys.readouterr().out)
     (_, *rows) = found["tables"]["The unit over training"]
     assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
     assert all(0 <= accuracy(row[2]) <= 1 for row in rows)
     assert float(rows[-1][1]) == pytest.approx(found["bits_per_byte_heldout"], abs=1e-4)
     assert rows[0][1] == "" and float(rows[1][1]) != float(rows[2][1]), "update 4 was not scored"
+
+    # A run that is training meanwhile gives up its older checkpoints.
+    load = lm.load
+
+    def giving_up(path, update=None, precision="auto"):
+        if update == 8:
+            shutil.rmtree(path / "checkpoints" / "8")
+        return load(path, update, precision)
+
+    monkeypatch.setattr(lm, "load", giving_up)
+    eval_sst.main(tmp_path / "run", **again)
+    (_, *rows) = json.loads(capsys.readouterr().out)["tables"]["The unit over training"]
+    assert [row[0] for row in rows] == ["4", "12"]
 
 
 def command(*arguments):
