@@ -248,12 +248,14 @@ def _hush():
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     lost = lambda record: "never retrieved" in record.msg and re.search("(?i)ocdbt|tensorstore", str(record.exc_info))
     logging.getLogger("asyncio").addFilter(lambda record: not lost(record))
-    warnings.filterwarnings("ignore", "coroutine '.*(CheckpointHandler|run_sync).*' was never awaited", RuntimeWarning)
+    orbax = "CheckpointHandler|run_sync|_read_array"
+    warnings.filterwarnings("ignore", f"coroutine '.*({orbax}).*' was never awaited", RuntimeWarning)
     show, show_ignored = sys.excepthook, sys.unraisablehook
     late = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    half_made = lambda what: getattr(what.object, "__qualname__", "") == "BaseEventLoop.__del__"
+    code = lambda what: getattr(getattr(what.object, "cr_code", None), "co_filename", "")  # of a coroutine
+    left = lambda what: "orbax" in code(what) or getattr(what.object, "__qualname__", "") == "BaseEventLoop.__del__"
     sys.excepthook = lambda kind, error, trace: None if late(error) else show(kind, error, trace)
-    sys.unraisablehook = lambda what: None if late(what.exc_value) or half_made(what) else show_ignored(what)
+    sys.unraisablehook = lambda what: None if late(what.exc_value) or left(what) else show_ignored(what)
 
 
 def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
