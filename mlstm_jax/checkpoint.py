@@ -248,7 +248,7 @@ def _hush():
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     lost = lambda record: "never retrieved" in record.msg and re.search("(?i)ocdbt|tensorstore", str(record.exc_info))
     logging.getLogger("asyncio").addFilter(lambda record: not lost(record))
-    orbax = "CheckpointHandler|run_sync|_read_array"
+    orbax = "CheckpointHandler|run_sync|_read_array|_array_metadatas"
     warnings.filterwarnings("ignore", f"coroutine '.*({orbax}).*' was never awaited", RuntimeWarning)
     show, show_ignored = sys.excepthook, sys.unraisablehook
     late = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
