@@ -106,7 +106,7 @@ def test_json_without_a_usual_key_says_how_to_name_it(tmp_path):
     path = put(tmp_path / "a.json", '\n{"title": "x", "body": "y"}')
     assert complaint(path).startswith("FILE, line 2: none of reviewText, ")
     assert complaint(path).endswith("name the text with --text-key, one of: title, body")
-    assert complaint(path, "bdoy") == "FILE, line 2: no key 'bdoy'; there are: title, body"
+    assert complaint(path, "bdoy") == "FILE, line 2: no key 'bdoy'; there are: title, body; did you mean 'body'?"
 
 
 def test_a_file_whose_first_megabyte_is_no_record_is_all_bad(tmp_path):

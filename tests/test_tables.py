@@ -96,7 +96,7 @@ def test_a_quote_that_is_never_closed_costs_one_line(tmp_path):
 
 def test_many_quotes_that_are_never_closed_take_no_time(tmp_path):
     start = time.perf_counter()
-    rows, _ = rows_of(put(tmp_path / "a.csv", "text,label\n" + 'a","\n' * 100_000))
+    rows, _ = rows_of(put(tmp_path / "a.csv", '"text",label\n' + 'a","\n' * 100_000))
     assert time.perf_counter() - start < 5 and rows[0][3]
 
 
@@ -147,7 +147,7 @@ def test_what_is_wrong_in_a_parquet_file_is_named(tmp_path):
     assert "not a whole Parquet file (" in complaint(as_parquet(tmp_path / "e.parquet", text=["a"], label=times))
     path = as_parquet(tmp_path / "a.parquet", text=["a", None, "b"], label=[1, None, 0])
     assert rows_of(path)[0] == [(1, "a", "1", None), (2, "", None, None), (3, "b", "0", None)]
-    assert complaint(path, "txt") == "FILE: no column 'txt'; there are: text, label"
+    assert complaint(path, "txt") == "FILE: no column 'txt'; there are: text, label; did you mean 'text'?"
     assert rows_of(path, Keys("label", "text"))[0][0] == (1, "1", None, "'label' is not a text")
     assert "not a whole Parquet file" in complaint(put(tmp_path / "b.parquet", path.read_bytes()[:-9]))
     damaged = bytearray(as_parquet(tmp_path / "c.parquet", text=[f"text {i}" for i in range(2000)]).read_bytes())

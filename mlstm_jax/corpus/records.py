@@ -1,6 +1,7 @@
 """Records: a line of JSON, strict or as Python prints a dict, to its text and its label."""
 
 import ast
+import difflib
 import json
 import numbers
 import re
@@ -11,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from mlstm_jax.config import require, undisturbed
-from mlstm_jax.text import decode, encode
+from mlstm_jax.text import decode, encode, printable
 
 TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")
 LABEL_KEYS = ("overall", "rating", "star_rating", "label", "stars", "sentiment", "polarity")
@@ -25,21 +26,55 @@ class Keys(NamedTuple):
     label: str | None = None
 
 
-def find_keys(there: list[str], keys: Keys, where: str, what: str) -> Keys:
-    """The keys by which records are read, given the names that are there.
+def find_keys(there: list[str], keys: Keys, where: str, what: str, advice: str = "") -> Keys:
+    """The keys by which records are read, given the names that are there: as they are written, else loosely.
 
-    Raises UserError where they do not say where the text is, beginning with `where`; `what` is what they are called.
+    Raises UserError where they do not say where the text is, or say it twice, beginning with `where`; `what` is what
+    they are called, `advice` what else may be done where none is a usual name.
     """
-    text = keys.text or next((key for key in TEXT_KEYS if key in there), None)
-    label = keys.label or next((key for key in LABEL_KEYS if key in there and key != text), None)
-    listed = textwrap.shorten(", ".join(there) or "nothing", 300, placeholder=" ...")
-    usual = ", ".join(TEXT_KEYS)
-    require(text, f"{where}: none of {usual} is here; name the text with --text-key, one of: {listed}")
-    for key in filter(None, (text, label)):
-        require(key in there, f"{where}: no {what} {key!r}; there are: {listed}")
-        require(there.count(key) == 1, f"{where}: more than one {what} is named {key!r}")
+    text = _find([keys.text] if keys.text else TEXT_KEYS, there, where, what)
+    label = _find([keys.label] if keys.label else [key for key in LABEL_KEYS if key != text], there, where, what)
+    nearest = next((near for key in TEXT_KEYS if (near := _nearest(key, there))), None)
+    usual, near = ", ".join(TEXT_KEYS), f" (is it {nearest!r}?)" if nearest else ""
+    name = f"none of {usual} is here; name the text with --text-key, one of: {listed(there)}{near}{advice}"
+    require(text or keys.text, f"{where}: {name}")
+    for key, found in ((keys.text, text), (keys.label, label)):
+        near = f"; did you mean {_nearest(key, there)!r}?" if key and _nearest(key, there) else ""
+        require(found or not key, f"{where}: no {what} {key!r}; there are: {listed(there)}{near}")
     require(text != label, f"{where}: {text!r} cannot be both the text and the label")
     return Keys(text, label)
+
+
+def listed(names: list[str]) -> str:
+    """Names for an error, shortened."""
+    return textwrap.shorten(printable(", ".join(names)) or "nothing", 300, placeholder=" ...")
+
+
+def has_usual_name(there: list[str]) -> bool:
+    """Whether a name is one by which texts or labels are found."""
+    return not {_loose(key) for key in (*TEXT_KEYS, *LABEL_KEYS)}.isdisjoint(map(_loose, there))
+
+
+def _find(wanted, there, where, what):
+    """The first of the wanted names that is there: exactly, else whatever its case, spaces and underscores."""
+    for alike in (str, _loose):
+        for key in wanted:
+            found = [name for name in there if alike(name) == alike(key)]
+            twice = f"more than one {what} is named {key!r}" + (f": {listed(found)}" if {*found} != {key} else "")
+            require(len(found) < 2, f"{where}: {twice}")
+            if found:
+                return found[0]
+    return None
+
+
+def _nearest(key, there):
+    """The name that is most like a key, or None."""
+    names = {_loose(name): name for name in there}
+    return next((names[name] for name in difflib.get_close_matches(_loose(key), names, 1)), None)
+
+
+def _loose(name):
+    return re.sub(r"[\s_]", "", name).casefold()
 
 
 def keys_of_lines(head: bytes, keys: Keys, name: str) -> Keys:

@@ -1,40 +1,42 @@
 """Tables: CSV, TSV, Parquet and tensorflow-datasets to rows with the number of their line."""
 
 import contextlib
-import csv
 import io
 import reprlib
 import sys
 import textwrap
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from mlstm_jax.config import UserError, require
-from mlstm_jax.corpus.lines import LINE, TOO_LONG, kept, optional
-from mlstm_jax.corpus.records import Keys, find_keys, values
-from mlstm_jax.text import decode
+from mlstm_jax.corpus import dialects
+from mlstm_jax.corpus.dialects import recognise
+from mlstm_jax.corpus.lines import kept, optional
+from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
 
-ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest
-
 
 def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) -> tuple[Keys, Iterator[Row]]:
-    """The keys and the rows of CSV or TSV, below a header; `blocks` are whole lines.
+    """The keys and the rows of CSV or TSV below a header, in the dialect of its first block; blocks are whole lines.
 
-    Raises UserError for a header without the keys.
+    Keys that are numbers are those of columns, from 1, in a file without a header. `delimiter` is the usual one of
+    such files. Raises UserError for a header without the keys.
     """
-    lines = (line for block in blocks for line in io.BytesIO(block))
-    first = next(lines, b"")
-    dialect = {"delimiter": delimiter}
-    if first.startswith(b"marketplace\tcustomer_id\t"):  # Amazon's own files quote nothing
-        dialect["quoting"] = csv.QUOTE_NONE
-    rows = _csv_rows(chain([first], lines), dialect)
-    number, header, _, wrong = next(rows, (1, [], b"", None))
+    blocks = iter(blocks)
+    head = next(blocks, b"")
+    dialect = recognise(head, delimiter, name)
+    rows = dialects.rows(dialects.lines(chain([head], blocks), dialect, name), dialect)
+    first = number, header, _, wrong = next(rows, (dialect.start, [], b"", None))
     where = f"{name}, line {number}"
     require(wrong is None, f"{where}: {wrong}")
-    keys = find_keys(header, keys, where, "column")
+    numbers = [str(i) for i in range(1, len(header) + 1)]
+    if {*filter(None, keys)} & {*numbers} and not {*filter(None, keys)} & {*header}:
+        known = has_usual_name(header)
+        require(not known, f"{where}: this is a header; name a column by its name: {listed(header)}")
+        header, rows = numbers, chain([first], rows)
+    advice = "; if this line is a review, the file has no header: give --text-key and --label-key as numbers of columns"
+    keys = find_keys(header, keys, where, "column", advice)
 
     def below():
         text, label = header.index(keys.text), header.index(keys.label) if keys.label else None
@@ -47,42 +49,6 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
                 yield number, row[text], None if label is None else row[label] or None, None
 
     return keys, below()
-
-
-def _csv_rows(lines, dialect):
-    """First line, fields, data and what is wrong of every row. Of a wrong row only its first line is given up.
-
-    The lines behind that one are read again: where many of them fail, in shorter rows, so that time stays linear.
-    """
-    csv.field_size_limit(2**31 - 1)  # the largest that every platform takes
-    row_lines, again, number, failures = [], deque(), 1, 0
-
-    def feed():
-        size = 0
-        while (line := again.popleft() if again else next(lines, None)) is not None:
-            row_lines.append(line)
-            size = len(line) - line.endswith(b"\n") + (size if len(row_lines) > 1 else 0)
-            if len(row_lines) > max(1, ROW_LINES >> failures) or size > LINE:
-                raise csv.Error("a quote is not closed" if len(row_lines) > 1 else TOO_LONG)
-            yield decode(line)
-
-    reader = csv.reader(feed(), strict=True, **dialect)
-    while True:
-        row_lines.clear()
-        try:
-            row, wrong = next(reader, []), None
-        except csv.Error as error:
-            row, wrong = [], str(error)
-            failures += len(row_lines) > 1
-            again.extendleft(reversed(row_lines[1:]))
-            del row_lines[1:]
-            reader = csv.reader(feed(), strict=True, **dialect)
-        if not row_lines:
-            return
-        if row or wrong:
-            yield number, row, b"".join(row_lines).removesuffix(b"\n"), wrong
-        number += len(row_lines)
-        failures = failures if again else 0
 
 
 def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:

@@ -1,0 +1,247 @@
+"""Dialects of CSV and TSV: recognised by a file's first lines, and the rows of lines in a dialect."""
+
+import csv
+import io
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+
+from mlstm_jax.config import require
+from mlstm_jax.corpus.lines import LINE, TOO_LONG
+from mlstm_jax.text import decode, encode
+
+ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest
+DELIMITERS = ",;\t|"
+MANY = 1000  # rows that do not fit a dialect: no more of them are counted
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How rows and cells are written; `start` is the line of the first row, from 1, `end` what ends a row.
+
+    With `quotes`, a cell may stand in quotes; else they are text, as in the TSV files of GLUE, IMDb and Amazon. With
+    `escapes`, a quote in a cell (and without `quotes` a delimiter and a newline) stands behind a backslash, else it is
+    doubled.
+    """
+
+    delimiter: str
+    quotes: bool = True
+    escapes: bool = False
+    end: bytes = b"\n"
+    start: int = 1
+
+
+def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
+    """The dialect that a file's first lines contradict least; `delimiter` where the first row holds none.
+
+    Of several that nothing contradicts: one with backslashes (all of them stand where it has them), then doubled
+    quotes, then none. Raises UserError, which begins with `name`, for backslashes that are not everywhere as they
+    should be: they hide where cells and rows end.
+    """
+    best, least = Dialect(delimiter), math.inf
+    for dialect in _candidates(head, delimiter):
+        count = _contradictions(head, dialect)
+        if count and dialect.end != best.end and least < math.inf:
+            continue  # against a first row that ends in \r\n, only what nothing contradicts
+        if count < least or (count == least and best.escapes):
+            best, least = dialect, count
+        if count == 0:
+            break
+    escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
+    hidden = best.escapes or (best.end == b"\n" and b"\\\n" in head)
+    require(not least or not hidden, f"{escapes}; write it with doubled quotes")
+    return best
+
+
+def _candidates(head, delimiter):
+    named = _SEP.match(head)
+    among = [decode(named[1])] if named else dict.fromkeys(delimiter + DELIMITERS)
+    ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if _ALONE.search(head) else [b"\n"]
+    for end in ends:
+        plain = [Dialect(delimiter, start=2 if named else 1, end=end) for delimiter in among]
+        first = [next(rows(lines([head], dialect), dialect), (1, [], b"", None)) for dialect in plain]
+        some = [(dialect, row) for dialect, row in zip(plain, first, strict=True) if len(row[1]) > 1]
+        for dialect, (_, names, data, wrong) in some or [(plain[0], first[0])]:
+            unquoted = not wrong and len(names) > 1 and b'"' not in data  # of one column, any line would be a row
+            if b"\\" in head:
+                yield replace(dialect, escapes=True)
+            if b"\\" in head and unquoted:
+                yield replace(dialect, quotes=False, escapes=True)
+            yield dialect
+            if b'"' in head and unquoted:
+                yield replace(dialect, quotes=False)
+
+
+_SEP = re.compile(rb'"?sep=([^\w"\\\r\n])"?\r?[\r\n]')  # as Excel's files say themselves
+_NEWLINE = "\ud800"  # for one that ends no row; `decode` never gives it
+_ALONE = re.compile(rb"\r(?!\n)")
+_RETURN = re.compile(rb'(?:[^"\r\n]++|"[^"]*+")*+\r(?!\n)')  # a first row that ends in nothing else
+
+
+def lines(blocks: Iterable[bytes], dialect: Dialect, name: str = "") -> Iterator[bytes]:
+    """The lines of a file, each with its end, from its first row on.
+
+    Raises UserError, which begins with `name`, for rows that end in carriage returns alone and are too many.
+    """
+    found = _newline_ended(blocks) if dialect.end == b"\n" else _return_ended(blocks, name)
+    return islice(found, dialect.start - 1, None)
+
+
+def _newline_ended(blocks):
+    for block in blocks:
+        yield from io.BytesIO(block)
+
+
+def _return_ended(blocks, name):
+    held = b""
+    for block in blocks:
+        advice = f"rows that end in carriage returns alone are read up to {LINE >> 20} MB; write newlines behind them"
+        require(len(block) <= LINE, f"{name}: {advice}")
+        *whole, held = (held + block).split(b"\r")
+        yield from (line + b"\r" for line in whole)
+    if held:
+        yield held
+
+
+def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[str], bytes, str | None]]:
+    """First line, cells, data and what is wrong of every row. Of one that does not end only its first line is given up.
+
+    The lines behind that one are read again: where many of them fail, in shorter rows, so that time stays linear.
+    """
+    row_lines, again, number, failures = [], deque(), dialect.start, 0
+
+    def feed():
+        size = 0
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            row_lines.append(line)
+            size = len(line) - line.endswith(b"\n") + (size if len(row_lines) > 1 else 0)
+            if len(row_lines) > max(1, ROW_LINES >> failures) or size > LINE:
+                raise csv.Error("a quote is not closed" if len(row_lines) > 1 else TOO_LONG)
+            yield decode(line) if dialect.end == b"\n" else decode(line).replace("\n", _NEWLINE)
+
+    reader = _reader(feed(), dialect)
+    while True:
+        row_lines.clear()
+        try:
+            row, wrong = next(reader, []), None
+        except csv.Error as error:
+            row, wrong = [], str(error)
+            failures += len(row_lines) > 1
+            again.extendleft(reversed(row_lines[1:]))
+            del row_lines[1:]
+            reader = _reader(feed(), dialect)
+        if not row_lines:
+            return
+        if dialect.end != b"\n":
+            row = [cell.replace(_NEWLINE, "\n") for cell in row]
+        if row or wrong:
+            data = b"".join(row_lines).removesuffix(b"\n")
+            yield number, row, data, wrong or _contradiction(data, dialect)
+        number += len(row_lines)
+        failures = failures if again else 0
+
+
+def _reader(lines, dialect):
+    csv.field_size_limit(2**31 - 1)  # the largest that every platform takes
+    return csv.reader(
+        lines,
+        delimiter=dialect.delimiter,
+        quoting=csv.QUOTE_MINIMAL if dialect.quotes else csv.QUOTE_NONE,
+        doublequote=not dialect.escapes,
+        escapechar="\\" if dialect.escapes else None,
+        strict=True,
+    )
+
+
+# What contradicts a dialect
+
+
+def _contradiction(data, dialect):
+    """What is wrong in a row that csv takes: it was written in another dialect."""
+    if (dialect.escapes or b"\\" in data) and not _row(dialect).fullmatch(data):
+        return "its quotes and backslashes are not those of the file's first lines"
+    return None
+
+
+def _edge(dialect):
+    return re.escape(dialect.delimiter) + r"\r\n"
+
+
+@cache
+def _row(dialect):
+    """Matches the rows that are written in this dialect; without escapes, of those that have a backslash."""
+    edge = _edge(dialect)
+    if dialect.escapes and dialect.quotes:
+        cell = rf'(?:"(?:[^"\\]++|\\["\\])*+"|(?:[^"\\{edge}]++|\\["\\])*+)'
+        cell = rf"{cell}(?:{edge[:-4]}{cell})*+[\r\n]*+"
+        return re.compile(encode(cell))
+    if dialect.escapes:
+        return re.compile(encode(rf'(?:[^"\\]++|\\["\\{edge}])*+'))
+    if dialect.quotes:
+        return re.compile(encode(rf'(?:[^\\]++|\\(?!"(?:"")*+(?![{edge}"]|\Z)))*+'))
+    return re.compile(rb'(?:[^\\]++|\\(?!"))*+')
+
+
+@cache
+def _stray(dialect):
+    """Finds quotes inside of cells that this dialect never writes: neither doubled nor behind a backslash."""
+    before = _edge(dialect) + ('"\\\\' if dialect.escapes else '"')
+    return re.compile(encode(rf'(?<![{before}])(?<!\A)"(?:"")*+(?![{_edge(dialect)}"]|\Z)'))
+
+
+def _contradictions(head, dialect):
+    """How much of a file's first lines does not fit a dialect."""
+    there = list(lines([head], dialect))
+    plain = b"\\" not in head and dialect.end == b"\n"
+    ends, columns = (plain and _ends(there, dialect)) or (None, 0)
+    wrong = 0
+    if ends is None:  # the slow way, which goes on behind what is wrong
+        ends, columns = [], None
+        for number, row, data, error in rows(iter(there), dialect):
+            columns = len(row) if columns is None else columns
+            wrong += error is not None or len(row) != columns or (dialect.end == b"\r" and data.startswith(b"\n"))
+            ends.append(number - dialect.start)
+            if wrong == MANY:
+                break
+        else:
+            ends.append(len(there))
+    cells = lambda line: line.rstrip(b"\r\n").split(encode(dialect.delimiter))
+    if not dialect.quotes:
+        return wrong + sum(any(map(_is_quoted, cells(line))) for line in there if b'"' in line)
+    merged = 0
+    if columns and columns > 1:
+        spans = [there[a:b] for a, b in zip([0, *ends], ends, strict=False) if b - a > 1]
+        merged = _merged([list(map(cells, span)) for span in spans], map(cells, there), columns)
+    return wrong + merged + len(_stray(dialect).findall(head))
+
+
+def _ends(there, dialect):
+    """Behind which lines rows end, and the number of columns; None where a row is wrong."""
+    reader, ends, columns = _reader(map(decode, there), dialect), [], 0
+    try:
+        for row in reader:
+            columns = columns or len(row)
+            if row and len(row) != columns:
+                return None
+            ends.append(reader.line_num)
+    except csv.Error:
+        return None
+    return ends, columns
+
+
+def _is_quoted(cell):
+    return len(cell) > 1 and cell[:1] == cell[-1:] == b'"' and b'"' not in cell[1:-1].replace(b'""', b"")
+
+
+def _merged(spans, everywhere, columns):
+    """How many rows of several lines are as many rows: each line has all columns, and values that are usual in one."""
+    spans = [span for span in spans if all(len(cells) == columns for cells in span)]
+    if not spans:
+        return 0
+    usual = Counter(at for cells in everywhere if len(cells) == columns for at in enumerate(cells))
+    usual = {at for at, count in usual.items() if count > 1 and at[1]}
+    return sum(any(sum((i, cells[i]) in usual for cells in span) > 1 for i in range(columns)) for span in spans)
