@@ -111,6 +111,7 @@ def test_a_file_of_any_dialect_is_read_as_it_was_written_or_refused(folder, seed
         (b'text\tlabel\n"a\t1\nb"\t0\nc\t1\nd\t0\n', Dialect("\t", quotes=False)),
         (b'text\tlabel\n"a\tx\nb"\t0\nc\t1\nd\t0\n', Dialect("\t")),  # no label is x: a text with a tab and a newline
         (b'text\tlabel\n"a\t1\nb\t0\n', Dialect("\t", quotes=False)),
+        (b'text,label\n"a, b\na, b\n",1\n"a, b\na, b\n",0\n', Dialect(",")),
         (b'text,label\n"a",1\n"b,1\n"c",0\n', Dialect(",")),  # a bad row among quoted ones
         (b'text,label\n"C:\\",1\n"a""b",0\n', Dialect(",")),
         (b"text\na, b\n", Dialect(",")),
@@ -136,6 +137,12 @@ def test_what_contradicts_the_dialect_later_is_a_bad_row(tmp_path):
 def test_backslashes_without_quotes_that_do_not_say_where_rows_end_are_refused(tmp_path):
     path = put(tmp_path / "a.csv", b'text,label\na\\, \\"b\\",1\n\\N,0\nc\\, d,1\n')
     assert "FILE: its quotes, or delimiters in cells, stand behind backslashes" in complaint(path)
+
+
+def test_a_row_that_goes_on_behind_the_first_megabyte_contradicts_nothing():
+    row = b'"' + b'word, ""quoted"" text\n' * 20 + b'",1\n'
+    head = b"text,label\n" + row * 2500
+    assert recognise(head[: head.index(b"\n", 1 << 20) + 1]) == Dialect(",")
 
 
 # Headers

@@ -4,14 +4,14 @@ import csv
 import io
 import math
 import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 
 from mlstm_jax.config import require
-from mlstm_jax.corpus.lines import LINE, TOO_LONG
+from mlstm_jax.corpus.lines import HEAD, LINE, TOO_LONG
 from mlstm_jax.text import decode, encode
 
 ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest
@@ -113,6 +113,7 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
     The lines behind that one are read again: where many of them fail, in shorter rows, so that time stays linear.
     """
     row_lines, again, number, failures = [], deque(), dialect.start, 0
+    plain, escapes = dialect.end == b"\n", dialect.escapes
 
     def feed():
         size = 0
@@ -121,7 +122,7 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
             size = len(line) - line.endswith(b"\n") + (size if len(row_lines) > 1 else 0)
             if len(row_lines) > max(1, ROW_LINES >> failures) or size > LINE:
                 raise csv.Error("a quote is not closed" if len(row_lines) > 1 else TOO_LONG)
-            yield decode(line) if dialect.end == b"\n" else decode(line).replace("\n", _NEWLINE)
+            yield decode(line) if plain else decode(line).replace("\n", _NEWLINE)
 
     reader = _reader(feed(), dialect)
     while True:
@@ -136,11 +137,13 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
             reader = _reader(feed(), dialect)
         if not row_lines:
             return
-        if dialect.end != b"\n":
+        if not plain:
             row = [cell.replace(_NEWLINE, "\n") for cell in row]
         if row or wrong:
             data = b"".join(row_lines).removesuffix(b"\n")
-            yield number, row, data, wrong or _contradiction(data, dialect)
+            if (escapes or b"\\" in data) and not wrong and not _row(dialect).fullmatch(data):
+                wrong = "its quotes and backslashes are not those of the file's first lines"
+            yield number, row, data, wrong
         number += len(row_lines)
         failures = failures if again else 0
 
@@ -158,13 +161,6 @@ def _reader(lines, dialect):
 
 
 # What contradicts a dialect
-
-
-def _contradiction(data, dialect):
-    """What is wrong in a row that csv takes: it was written in another dialect."""
-    if (dialect.escapes or b"\\" in data) and not _row(dialect).fullmatch(data):
-        return "its quotes and backslashes are not those of the file's first lines"
-    return None
 
 
 def _edge(dialect):
@@ -203,6 +199,9 @@ def _contradictions(head, dialect):
         ends, columns = [], None
         for number, row, data, error in rows(iter(there), dialect):
             columns = len(row) if columns is None else columns
+            if error == "unexpected end of data" and len(head) >= HEAD and 10 * number > 9 * len(there):
+                ends.append(number - dialect.start)  # the last row goes on behind the head
+                break
             wrong += error is not None or len(row) != columns or (dialect.end == b"\r" and data.startswith(b"\n"))
             ends.append(number - dialect.start)
             if wrong == MANY:
@@ -215,7 +214,9 @@ def _contradictions(head, dialect):
     merged = 0
     if columns and columns > 1:
         spans = [there[a:b] for a, b in zip([0, *ends], ends, strict=False) if b - a > 1]
-        merged = _merged([list(map(cells, span)) for span in spans], map(cells, there), columns)
+        spans = [list(map(cells, span)) for span in spans if not any(b'""' in line for line in span)]
+        alone = [cells(there[a]) for a, b in zip([0, *ends], ends, strict=False) if b - a == 1]
+        merged = _merged(spans, alone, columns)
     return wrong + merged + len(_stray(dialect).findall(head))
 
 
@@ -237,11 +238,10 @@ def _is_quoted(cell):
     return len(cell) > 1 and cell[:1] == cell[-1:] == b'"' and b'"' not in cell[1:-1].replace(b'""', b"")
 
 
-def _merged(spans, everywhere, columns):
-    """How many rows of several lines are as many rows: each line has all columns, and values that are usual in one."""
+def _merged(spans, alone, columns):
+    """How many rows of several lines are as many rows: each line has all columns, and values of rows of one."""
     spans = [span for span in spans if all(len(cells) == columns for cells in span)]
     if not spans:
         return 0
-    usual = Counter(at for cells in everywhere if len(cells) == columns for at in enumerate(cells))
-    usual = {at for at, count in usual.items() if count > 1 and at[1]}
+    usual = {at for cells in alone if len(cells) == columns for at in enumerate(cells) if at[1]}
     return sum(any(sum((i, cells[i]) in usual for cells in span) > 1 for i in range(columns)) for span in spans)
