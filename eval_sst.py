@@ -33,6 +33,8 @@ def main(
     data: Annotated[Path | None, tyro.conf.arg(aliases=["--sst"])] = None,
     text_key: str | None = None,
     label_key: str | None = None,
+    positive: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
+    negative: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
     feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     controls: bool = False,
@@ -54,6 +56,8 @@ def main(
         data: Folder of the task's files: SST's three CSV files, instead of fetching them, or the pair of mr, cr ...
         text_key: Column or JSON key of the text in a file of your own; found by its usual names.
         label_key: Column or JSON key of the label there; two classes or more.
+        positive: The labels there that are the positive class, where it is not plain (the higher number, usual words).
+        negative: Those of the negative class. Texts of labels named in neither are left out.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
@@ -74,7 +78,7 @@ def main(
 
         model = lm.load(run, precision=precision)
         model.require_bytes()
-        texts = labelled(task, data, text_key, label_key)
+        texts = labelled(task, data, text_key, label_key, positive, negative)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             further = controls or label_efficiency or over_training or clamp_effect or report
             require(not further, f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
@@ -117,15 +121,18 @@ def main(
         print(dumps(about | {"bits_per_byte_heldout": model.bits_per_byte_heldout} | numbers))
 
 
-def labelled(task, data, text_key, label_key):
+def labelled(task, data, text_key, label_key, positive, negative):
     """The labelled texts of a name or a file."""
     from mlstm_jax import tasks
 
     if task in tasks.NAMES:
-        require((text_key, label_key) == (None, None), f"--text-key and --label-key go with a file, not with {task}")
+        options = {"text-key": text_key, "label-key": label_key, "positive": positive, "negative": negative}
+        named = [f"--{name}" for name, value in options.items() if value is not None]
+        require(not named, f"{' and '.join(named)}: these go with a file of your own, not with {task}")
         return tasks.load(task, data)
     require(data is None, "--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
-    return tasks.from_file(task, text_key, label_key)
+    sides = [[name.strip() for name in side.split(",")] if side is not None else () for side in (positive, negative)]
+    return tasks.from_file(task, text_key, label_key, *sides)
 
 
 def advise(model, record) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -62,6 +63,8 @@ def find(model: Any, task: Task, feature: Feature) -> Found:
         accuracy_all=float(right_all.mean()),
         accuracy_alone=float(right_alone.mean()),
         units_used=probe.units_used(fitted),
+        negative=task.classes[0],
+        positive=task.classes[1],
     )
     return Found(record, fitted, train, dev, test, right_all, right_alone)
 
@@ -125,13 +128,15 @@ def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Floa
     for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *read):
         key.update(len(part).to_bytes(8, "little") + part)
     path = model.work_dir / "features" / f"{key.hexdigest()[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: encode again
-        kept = np.load(path)
-        if kept.shape == (len(texts), model.hidden) and kept.dtype == np.float32:
-            return kept
+    with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
+        kept = np.memmap(path, np.uint8, "r")
+        if hashlib.sha256(kept[:-32]).digest() == bytes(kept[-32:]):
+            return np.load(path)
     encoded = model.encode(texts, feature=feature, show_progress=True)
     with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
-        np.save(file, encoded)
+        np.save(whole := io.BytesIO(), encoded)
+        file.write(whole.getbuffer())
+        file.write(hashlib.sha256(whole.getbuffer()).digest())  # behind the array, where numpy does not look
     return encoded
 
 

@@ -19,7 +19,7 @@ from mlstm_jax.evaluation import Found
 from mlstm_jax.tasks import Folds, Task
 from mlstm_jax.text import encode, printable
 from mlstm_jax.text import show as show_text
-from mlstm_jax.units import UnitRecord
+from mlstm_jax.units import UnitRecord, describe_classes
 
 NAMES = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
 SHORT = 1000  # characters of a text that is shown byte by byte
@@ -56,6 +56,7 @@ def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section
     best = "the largest weight" if record.units_used else "the best alone on the training texts"
     rows = [
         ("task", f"{record.task}: {record.note}"),
+        ("classes", describe_classes(record.negative, record.positive)),
         ("weights", str(model.path)),
         ("model", f"{model.hidden:,} units{update}"),
         *[("held-out bits per byte", f"{bits:.4f}") for bits in [model.bits_per_byte_heldout] if bits is not None],
@@ -223,6 +224,7 @@ def in_folds(model: Any, folds: Folds, feature: Feature) -> tuple[Section, dict[
     units = ", ".join(f"{unit} ({times} of {len(done.units)})" for unit, times in Counter(done.units).most_common(5))
     rows = [
         ("task", f"{folds.name}: {folds.note}"),
+        ("classes", describe_classes(*folds.classes)),
         ("weights", str(model.path)),
         ("feature", NAMES[feature]),
         ("accuracy, all units", percent(done.right_all)),
@@ -232,6 +234,8 @@ def in_folds(model: Any, folds: Folds, feature: Feature) -> tuple[Section, dict[
     ]
     words = f"Each fold has its own probe and its own top unit, so that no unit is recorded. {INTERVAL}"
     numbers = {
+        "negative": folds.classes[0],
+        "positive": folds.classes[1],
         "accuracy_all": float(done.right_all.mean()),
         "interval_all": probe.interval(done.right_all),
         "accuracy_alone": float(done.right_alone.mean()),

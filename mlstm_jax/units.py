@@ -5,12 +5,14 @@ import dataclasses
 import json
 import math
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlstm_jax.config import UserError, require
-from mlstm_jax.disk import atomic
+from mlstm_jax.disk import atomic, is_sealed, read_json, seal
+from mlstm_jax.text import printable
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,18 @@ class UnitRecord:
     """Of the unit and its threshold on the test texts."""
     units_used: int
     """Units whose coefficient is not zero."""
+    negative: str = "negative"
+    """The task's own name of the class."""
+    positive: str = "positive"
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
         named = re.fullmatch(r"[\w-]+", self.task)  # it becomes a file's name
         require(known and named and 0 <= self.unit < len(self.coefficients), "not a unit record")
         counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
-        require(all(type(n) is int for n in counts) and isinstance(self.note, str), "not a unit record")
+        words = (self.note, self.negative, self.positive)
+        require(all(type(n) is int for n in counts), "not a unit record")
+        require(all(isinstance(word, str) for word in words), "not a unit record")
         numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
         numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
         require(all(map(math.isfinite, numbers)), "a unit record holds finite numbers only")
@@ -65,7 +72,7 @@ def save(record: UnitRecord, folder: Path) -> Path:
     """Write the record to `folder/<task>.json`, whole or not at all, and return that path."""
     path = folder / f"{record.task}.json"
     with atomic(path) as file:
-        file.write(json.dumps(dataclasses.asdict(record), indent=1).encode())
+        file.write(json.dumps(seal(dataclasses.asdict(record)), indent=1).encode())
     return path
 
 
@@ -105,6 +112,12 @@ def summary(record: UnitRecord) -> dict[str, Any]:
     return fields
 
 
+def describe_classes(negative: str, positive: str) -> str:
+    """What the two classes of a task are called, for people."""
+    negative, positive = (textwrap.shorten(printable(name), 100, placeholder=" ...") for name in (negative, positive))
+    return f"positive = {positive}, negative = {negative}"
+
+
 def clamp_value(record: UnitRecord, k: float) -> float:
     """The cell state at which to hold the unit: the midpoint of the class means + k * sign * deviation.
 
@@ -123,7 +136,11 @@ def command(task: str | None) -> str:
 
 def _read(path: Path) -> UnitRecord:
     try:
-        fields = json.loads(path.read_bytes())
+        fields = read_json(path, {"coefficients": list})
+        require(is_sealed(fields), f"{path} does not fit its checksum")
+        fields.pop("checksum", None)
         return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
-    except (ValueError, TypeError, KeyError, RecursionError, OSError):
+    except (UserError, TypeError):
         raise UserError(f"{path} is damaged; find the unit again: {command(path.stem)}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

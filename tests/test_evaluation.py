@@ -118,6 +118,20 @@ def test_damaged_features_are_encoded_again(run, content):
     assert run.encoded == 4
 
 
+def test_a_flipped_byte_of_kept_features_is_noticed(run):
+    first = evaluation.features(run, ["a", "b"], "cell")
+    (path,) = (run.path / "features").iterdir()
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(np.load(path), first)
+    for encoded, place in enumerate(range(0, len(whole), 3), 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        np.testing.assert_array_equal(evaluation.features(run, ["a", "b"], "cell"), first)
+        assert run.encoded == 2 * encoded and path.read_bytes() == whole
+    path.write_bytes(whole[:-32])  # as version 0.1 kept them
+    evaluation.features(run, ["a", "b"], "cell")
+    assert run.encoded == 2 * (encoded + 1)
+
+
 def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
     run.silent, run.hidden, run.update, run.bits_per_byte_heldout = True, 1, None, None
     eval_sst.main(run.path, data=sst)
@@ -237,6 +251,26 @@ def test_of_random_weights_nothing_is_found_and_the_intervals_say_so(tmp_path):
     assert all(abs(row.mean_unit - 0.5) < 0.1 for row in controls.label_efficiency(found.train, found.test, 1.0, 3))
 
 
+@pytest.mark.parametrize("negative, positive", [("Rotten", "Fresh"), ("-", "+"), ("负面", "正面"), ("cold", "hot")])
+def test_the_same_texts_have_the_same_sign_whatever_their_labels_are_called(
+    weights, smileys, tmp_path, capsys, negative, positive
+):
+    text = (smileys[1] / "smileys.csv").read_text()
+    for place, name in enumerate((negative, positive)):
+        text = text.replace(f",{place}\n", f",{name}\n")
+    (tmp_path / "words.csv").write_text(text)
+    named = {"positive": positive} if positive == "hot" else {}
+    eval_sst.main(weights, task=str(tmp_path / "words.csv"), json=True, **named)
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    same = ("unit", "sign", "mean_positive", "mean_negative", "threshold", "a", "b", "accuracy_alone", "accuracy_all")
+    assert [found[name] for name in same] == [smileys[0][name] for name in same]
+    assert (found["positive"], found["negative"]) == (positive, negative)
+    assert f"positive = {positive}, negative = {negative}" in streams.err
+    record = json.loads(Path(found["record"]).read_text())
+    assert (record["positive"], record["negative"]) == (positive, negative)
+
+
 # Tasks of other kinds, and what cannot be a task
 
 
@@ -344,6 +378,10 @@ def command(*arguments):
         ("", "is empty"),
         ("text,text,label\na,b,1\n", "more than one column is named 'text'"),
         ("text,mood\na,1\nb,2\n", "--label-key"),
+        (
+            "text,label\n" + "a b c,hot\nb c,cold\n" * 40,
+            "of the labels 'cold' and 'hot' is the positive class? Name it",
+        ),
     ],
 )
 def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, content, says):
@@ -356,10 +394,10 @@ def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, content, sa
 
 def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path):
     rows = [
-        {"text": f":{')('[i % 2]} {'abcdefgh'[i % 8]} \0 \ud800 {i}", "label": ("hot", "cold")[i % 2]}
+        {"text": f":{')('[i % 2]} {'abcdefgh'[i % 8]} \0 \ud800 {i}", "label": ("good", "bad")[i % 2]}
         for i in range(90)
     ]
-    rows.append({"text": ":) " + "a " * 500_000, "label": "hot"})
+    rows.append({"text": ":) " + "a " * 500_000, "label": "good"})
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = command(weights, "--task", tmp_path / "mine.jsonl", "--json")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from reading import any_text, as_csv, as_parquet, headed, put, soup, unhurried
 from mlstm_jax import tasks
 from mlstm_jax.config import UserError
 from mlstm_jax.corpus.packaged import split_of
-from mlstm_jax.tasks import Split, from_file, published
+from mlstm_jax.tasks import Split, from_file, polarity, published
 from mlstm_jax.text import EMPTY, decode, encode, frame
 
 ENOUGH = 50  # texts of a class, of which the hash puts some in every split
@@ -76,13 +76,15 @@ csv_text = st.text(st.characters(exclude_characters="\r"))  # the writer of csv 
 def test_texts_and_labels_come_back_as_they_were_written(folder, suffix, written, classes, texts):
     assume(not any("\r" in label or is_number(label) for label in classes))
     rows = many(*classes) + [(text, classes[place % len(classes)]) for text, place in texts]
-    task = from_file(put(folder / f"any.{suffix}", written(rows)))
+    side = (decode(encode(max(classes))).strip(),) if len(classes) == 2 else ()  # which is positive is not plain
+    task = from_file(put(folder / f"any.{suffix}", written(rows)), positive=side)
     first = {}
     for text, label in rows:
         if frame(text) != EMPTY:
             first.setdefault(frame(text), (encode(text), encode(label)))
     assert sorted((encode(text), encode(label)) for text, label in named(task)) == sorted(first.values())
-    assert task.classes == tuple(sorted({decode(encode(label)) for label in classes}))
+    there = {decode(encode(label)) for label in classes}
+    assert task.classes == tuple(sorted(there, key=lambda label: (label in side, label)))
 
 
 @unhurried
@@ -131,6 +133,82 @@ def test_classes_are_sorted_as_numbers_where_all_are(tmp_path, written, classes)
     assert {label for text, label in named(task) if text.endswith(" of 0")} == {str(written[0])}
 
 
+@pytest.mark.parametrize(
+    "negative, positive",
+    [
+        ("Rotten", "Fresh"),
+        ("-", "+"),
+        ("\u2212", "+"),
+        ("poor", "good"),
+        ("bad", "GREAT"),
+        ("负面", "正面"),
+        ("差评", "好评"),
+        ("отрицательный", "Положительный"),
+        ("négatif", "positif"),
+        ("NÉGATIF", "Positif"),
+        ("Thumbs-Down", "thumbs up"),
+        ("👎🏽", "👍"),
+        ("No", "yes"),
+        ("false", "true"),
+        ("-1", "1"),
+        ("9", "10"),
+        ("1 star", "5 Stars"),
+        ("★☆☆☆☆", "★★★★★"),
+        ("__label__1", "__label__2"),
+        ("LABEL_0", "LABEL_1"),
+        ("부정", "긍정"),
+        ("سلبي", "إيجابي"),
+    ],
+)
+def test_of_two_labels_the_one_that_means_praise_is_positive(tmp_path, negative, positive):
+    for order in ((negative, positive), (positive, negative)):
+        task = from_file(put(tmp_path / "a.jsonl", jsonl_of(many(*order))))
+        assert task.classes == (negative, positive)
+        assert {label for text, label in named(task) if text.endswith(" of 0")} == {order[0]}
+
+
+def test_no_word_is_on_both_sides():
+    assert not polarity._POSITIVE & polarity._NEGATIVE
+
+
+@pytest.mark.parametrize(
+    "pair", [("hot", "cold"), ("good", "great"), ("positive", "neutral"), ("spam", "1"), ("Ä", "ä")]
+)
+def test_where_it_is_not_plain_which_is_positive_the_user_is_asked(tmp_path, pair):
+    path = put(tmp_path / "a.jsonl", jsonl_of(many(*pair)))
+    says = refusal(path)
+    assert all(repr(label) in says for label in pair) and "--positive LABEL" in says
+    for options in ({"positive": pair[:1]}, {"negative": pair[1:]}, {"positive": pair[:1], "negative": pair[1:]}):
+        task = from_file(path, **options)
+        assert task.classes == pair[::-1]
+        assert {label for text, label in named(task) if text.endswith(" of 0")} == {pair[0]}
+
+
+def test_labels_are_merged_into_two_classes_and_the_others_counted(tmp_path, capsys):
+    rows = [*many(1.0, 2.0, 3.0, 4.0, 5.0), ("text 0 of 2", 5.0)]
+    path = put(tmp_path / "a.jsonl", jsonl_of(rows))
+    task = from_file(path, positive=("4", "5"), negative=("1", "2.0"))
+    assert task.classes == ("1.0 or 2.0", "4.0 or 5.0")
+    place = lambda text: 0 if text[-1] in "01" else 1
+    assert all(task.classes[place(text)] == label for text, label in named(task) if text != "text 0 of 2")
+    assert ("text 0 of 2", "4.0 or 5.0") in named(task) and len(named(task)) == 4 * ENOUGH + 1
+    assert capsys.readouterr().err == f"{path}: rows left out: 50 of neither class, lines 101, 102, 103 ...\n"
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"positive": ("5",)}, "name the labels of the other class, too, with --negative; there are: '1', '3', '5'"),
+        ({"negative": ("1",)}, "too, with --positive"),
+        ({"positive": ("5", "6"), "negative": ("1",)}, "no text has the label '6' of --positive; there are: '1', '3'"),
+        ({"positive": ("5", "1"), "negative": ("1",)}, "'1' cannot be both positive and negative"),
+        ({"positive": ("5", "3", "1")}, "with --negative"),
+    ],
+)
+def test_labels_that_cannot_be_two_classes_are_refused(tmp_path, options, says):
+    assert says in refusal(put(tmp_path / "a.csv", csv_of(many("1", "3", "5"))), **options)
+
+
 def test_a_usual_name_is_found_and_another_is_named(tmp_path):
     stars = put(tmp_path / "stars.csv", csv_of(many("5", "1"), ("reviewText", "overall")))
     other = put(tmp_path / "other.csv", csv_of(many("5", "1"), ("said", "mood")))
@@ -150,12 +228,12 @@ def test_a_usual_name_is_found_and_another_is_named(tmp_path):
 )
 def test_a_task_is_named_after_its_file(tmp_path, file, name):
     written = {"csv": csv_of, "tsv": lambda rows: csv_of(rows).replace(b",", b"\t"), "jsonl": jsonl_of}
-    path = put(tmp_path / file, written[file.rpartition(".")[2].lower()](many("a", "b")))
+    path = put(tmp_path / file, written[file.rpartition(".")[2].lower()](many("bad", "good")))
     assert from_file(path).name == name and re.fullmatch(r"[\w-]+", name)
 
 
 def test_a_text_of_a_megabyte_and_nuls_are_texts(tmp_path):
-    rows = [("long " * 200_000, "a"), ("nul\x00nul", "b"), *many("a", "b")]
+    rows = [("long " * 200_000, "bad"), ("nul\x00nul", "good"), *many("bad", "good")]
     assert set(rows) == set(named(from_file(put(tmp_path / "a.csv", csv_of(rows)))))
 
 
@@ -163,10 +241,19 @@ def test_a_text_of_a_megabyte_and_nuls_are_texts(tmp_path):
 
 
 def test_what_is_left_out_is_counted_with_its_lines_in_one_line(tmp_path, capsys):
-    data = csv_of([*many("a", "b"), ("text 0 of 0", "a"), ("text 1 of 0 ", "b"), ("", "a"), ("lost", ""), (" ", "b")])
+    data = csv_of(
+        [
+            *many("bad", "good"),
+            ("text 0 of 0", "bad"),
+            ("text 1 of 0 ", "good"),
+            ("", "bad"),
+            ("lost", ""),
+            (" ", "good"),
+        ]
+    )
     path = put(tmp_path / "a.csv", data + b"one\none,two,three\n" + b"no label, \n" * 4)
     task = from_file(path)
-    assert sorted(named(task)) == sorted(many("a", "b"))
+    assert sorted(named(task)) == sorted(many("bad", "good"))
     out, err = capsys.readouterr()
     assert out == "" and err == (
         f"{path}: rows left out: 2 without a text, lines 104, 106; 5 without a label, lines 105, 109, 110 ...; "
@@ -181,13 +268,13 @@ def test_what_is_left_out_is_counted_with_its_lines_in_one_line(tmp_path, capsys
     rows=st.lists(
         st.tuples(
             st.sampled_from(["", " ", "text 1 of 0", "new", "new ", "\x00", "&nbsp;"]),
-            st.sampled_from(["", " ", "a", "b"]),
+            st.sampled_from(["", " ", "bad", "good"]),
         )
     ),
     bad=st.integers(0, 3),
 )
 def test_every_row_is_kept_or_counted(folder, suffix, written, rows, bad):
-    rows = [row for row in rows if suffix == "jsonl" or row != ("", "")] + many("a", "b")
+    rows = [row for row in rows if suffix == "jsonl" or row != ("", "")] + many("bad", "good")
     path = put(folder / f"any.{suffix}", written(rows) + b'one,two,three{"\n' * bad)
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
@@ -197,7 +284,7 @@ def test_every_row_is_kept_or_counted(folder, suffix, written, rows, bad):
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
-    from_file(put(tmp_path / "a.csv", csv_of(many("a", "b"))))
+    from_file(put(tmp_path / "a.csv", csv_of(many("bad", "good"))))
     assert capsys.readouterr() == ("", "")
 
 
@@ -213,9 +300,9 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         ("a.csv", b"text,label\n", "FILE holds no text with a label"),
         ("a.csv", b"text,label\nx,\n,a\n", "FILE holds no text with a label"),
         ("a.jsonl", b"no JSON\n", "FILE holds no text with a label"),
-        ("a.csv", csv_of(many("a", "b"), ("text", "mood")), "FILE: none of overall, rating, star_rating, "),
+        ("a.csv", csv_of(many("bad", "good"), ("text", "mood")), "FILE: none of overall, rating, star_rating, "),
         ("a.jsonl", b'{"text": "a", "mood": 1}\n', "name the label with --label-key"),
-        ("a.csv", csv_of(many("a", "b"), ("said", "label")), "name the text with --text-key, one of: said, label"),
+        ("a.csv", csv_of(many("bad", "good"), ("said", "label")), "name the text with --text-key, one of: said, label"),
         ("a.txt", b"one\ntwo\n", "FILE: plain text has no labels; give CSV, TSV, JSON lines or Parquet"),
         ("a.doc", b"one\ntwo\n", "unknown kind of file '.doc'"),
         ("a.csv", b"text,label,label\nx,y,z\n", "FILE, line 1: more than one column is named 'label'"),
@@ -236,10 +323,10 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         ("a.csv", csv_of(many("1", "1.0")), "FILE: the labels '1' and '1.0' are the same number; write them alike"),
         (
             "a.csv",
-            csv_of([*many("a", "b"), ("x", "c")]),
+            csv_of([*many("bad", "good"), ("x", "c")]),
             "FILE: the class 'c' has too few texts: 1 to train on and 0 to test on, where 2 and 1 are needed",
         ),
-        ("a.csv", csv_of(many("a", "b", count=1)), "2 and 1 are needed: add texts, or give a folder with train.*"),
+        ("a.csv", csv_of(many("bad", "good", count=1)), "2 and 1 are needed: add texts, or give a folder with train.*"),
     ],
 )
 def test_what_cannot_be_a_task_is_refused_in_a_line(tmp_path, file, data, says):
@@ -247,7 +334,7 @@ def test_what_cannot_be_a_task_is_refused_in_a_line(tmp_path, file, data, says):
 
 
 def test_keys_that_are_not_there_and_files_that_are_not_are_refused(tmp_path):
-    path = put(tmp_path / "a.csv", csv_of(many("a", "b")))
+    path = put(tmp_path / "a.csv", csv_of(many("bad", "good")))
     assert "no column 'mood'; there are: text, label" in refusal(path, label_key="mood")
     assert "cannot be both the text and the label" in refusal(path, label_key="text")
     assert "no such file" in refusal(tmp_path / "none.csv")
@@ -269,7 +356,7 @@ def test_any_bytes_are_a_task_or_refused_in_a_line(folder, suffix, data):
 @unhurried
 @given(behind=soup.map(lambda parts: b"".join(parts).replace(b",", b"")))
 def test_bad_rows_behind_good_ones_take_none_of_them(folder, behind):
-    good = sorted(many("a", "b"))
+    good = sorted(many("bad", "good"))
     path = put(folder / "good.csv", csv_of(good) + behind + b"\n")
     assert sorted(named(from_file(path))) == good
 
@@ -280,7 +367,7 @@ def test_bad_rows_behind_good_ones_take_none_of_them(folder, behind):
 def split_files(folder, train="train.csv", dev="dev.csv", test="test.csv"):
     for i, file in enumerate((train, dev, test)):
         if file:
-            rows = [(f"{text} {i}", label) for text, label in many("a", "b", count=20)]
+            rows = [(f"{text} {i}", label) for text, label in many("bad", "good", count=20)]
             put(folder / file, csv_of(rows) if "csv" in file else jsonl_of(rows))
     return folder
 
@@ -290,7 +377,7 @@ def test_a_folder_keeps_its_splits(tmp_path, dev):
     put(split_files(tmp_path, dev=dev) / "README.txt", "no split")
     task = from_file(tmp_path)
     assert [{text[-1] for text in part.texts} for part in task[2:5]] == [{"0"}, {"1"}, {"2"}]
-    assert task.note == "40 / 40 / 40, its own splits" and task.classes == ("a", "b")
+    assert task.note == "40 / 40 / 40, its own splits" and task.classes == ("bad", "good")
 
 
 def test_without_dev_it_is_a_tenth_of_train(tmp_path):
@@ -304,11 +391,11 @@ def test_without_dev_it_is_a_tenth_of_train(tmp_path):
 def test_a_text_of_two_splits_stays_in_the_later_one_alone(tmp_path, capsys):
     split_files(tmp_path)
     with open(tmp_path / "train.csv", "a") as file:
-        file.write("text 0 of 0 2 ,a\ntext 0 of 0 1,a\n")
+        file.write("text 0 of 0 2 ,bad\ntext 0 of 0 1,bad\n")
     with open(tmp_path / "dev.csv", "a") as file:
-        file.write("text 1 of 0 2,b\n")
+        file.write("text 1 of 0 2,good\n")
     with open(tmp_path / "test.csv", "a") as file:
-        file.write("text 1 of 0 2,a\n")  # a published test split stays whole
+        file.write("text 1 of 0 2,bad\n")  # a published test split stays whole
     task = from_file(tmp_path)
     assert [len(part.texts) for part in task[2:5]] == [40, 40, 41]
     assert capsys.readouterr().err == (
@@ -324,8 +411,8 @@ def test_a_folder_that_holds_no_splits_says_what_it_should_hold(tmp_path):
     split_files(tmp_path, dev="valid.csv")
     assert "are both the dev split; take one away" in refusal(tmp_path)
     (tmp_path / "valid.csv").unlink()
-    put(tmp_path / "train.csv", csv_of(many("a", "c", count=20)))
-    assert "the class 'b' has too few texts: 0 to train on and 20 to test on" in refusal(tmp_path)
+    put(tmp_path / "train.csv", csv_of(many("bad", "poor", count=20)))
+    assert "the class 'good' has too few texts: 0 to train on and 20 to test on" in refusal(tmp_path)
     (tmp_path / "empty").mkdir()
     assert "holds no file of a known kind" in refusal(tmp_path / "empty")
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from mlstm_jax import probe, units
+from mlstm_jax import disk, probe, units
 from mlstm_jax.config import UserError
 from mlstm_jax.units import UnitRecord
 
@@ -70,6 +70,9 @@ def damaged():
     wrong = {"unit": 9, "sign": 0, "deviation": "x", "mean_positive": None, "coefficients": None, "a": float("nan")}
     yield from (json.dumps(fields | {key: value}) for key, value in wrong.items())
     yield json.dumps(fields | {"extra": 1})
+    yield json.dumps(disk.seal(fields) | {"threshold": 0.5})
+    yield "[" * 10_000 + "]" * 10_000
+    yield whole.replace('"a": -4.0', '"a": ' + "9" * 400)
 
 
 @pytest.mark.parametrize("text", list(damaged()))
@@ -77,6 +80,28 @@ def test_damaged_record_is_refused_with_the_command(tmp_path, text):
     (tmp_path / "imdb.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match="imdb.json is damaged.*python eval_sst.py RUN --task imdb"):
         units.load([tmp_path], "d1")
+
+
+def test_a_flipped_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
+    path = units.save(dataclasses.replace(RECORD, positive="Fresh", negative="Rotten"), tmp_path)
+    record, whole = units.load([tmp_path], "d1"), path.read_bytes()
+    noticed = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert units.load([tmp_path], "d1") == record  # white space
+        except UserError:
+            noticed += 1
+    assert noticed > 0.9 * len(whole)
+
+
+def test_a_record_of_version_0_1_has_no_names_of_classes_and_no_checksum(tmp_path):
+    fields = dataclasses.asdict(RECORD)
+    del fields["positive"], fields["negative"]
+    (tmp_path / "sst.json").write_text(json.dumps(fields))
+    record = units.load([tmp_path], "d1")
+    assert record == RECORD
+    assert units.describe_classes(record.negative, record.positive) == "positive = positive, negative = negative"
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,10 +1,11 @@
 """Any labelled file, a folder with one for each split, or a tensorflow-datasets set: texts of two classes or more."""
 
-import math
 import re
 import reprlib
 import sys
+import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, chunks, parse, sources
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
+from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
 from mlstm_jax.text import EMPTY, decode, encode, frame, printable
@@ -32,37 +34,64 @@ class Labelled(NamedTuple):
     framed: bytes
 
 
-def from_file(path: Path | str, text_key: str | None = None, label_key: str | None = None) -> Task:
+class Read(NamedTuple):
+    """What a source holds: its labelled rows, and the lines that are left out, by why they are."""
+
+    source: Source
+    rows: list[Labelled]
+    left: dict[str, list[int]]
+
+
+def from_file(
+    path: Path | str,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+) -> Task:
     """The labelled texts of a CSV, TSV, JSON lines or Parquet file, split 80 / 10 / 10 by a hash of the text.
 
     A folder with train.*, dev.* (or valid.*, validation.*) and test.* keeps its splits, as does "tfds:NAME[/CONFIG]"
     of tensorflow-datasets; where there is no dev, a tenth of train is. No two splits share a framed text. Classes are
-    the labels as text, sorted, as numbers where all are. One line on stderr counts what is left out: rows that are bad,
-    without label or text, duplicates, and train texts that are in dev or test.
-    Raises UserError for what cannot be read, for no label, one class, more than 100, and too few texts of a class.
+    the labels as text, sorted, as numbers where all are; of two, the positive one is second, which is the higher number
+    or what the usual words say (`polarity`). `positive` and `negative` name the labels of two classes, each one or
+    several; rows of all others are left out, and where one is not named it is the only other label. One line on stderr
+    counts what is left out: rows that are bad, without label or text, duplicates, and train texts that are in dev or
+    test. Raises UserError for what cannot be read, for no label, one class, more than 100, two of which it is not known
+    which is positive, and too few texts of a class.
     """
     keys, where = Keys(text_key, label_key), str(path)
     if where.startswith("tfds:"):
         require(where.count(":") == 1, f"{where}: name no split; train and test are taken")
         (train,), (test,) = (sources([f"{where}:{split}"]) for split in ("train", "test"))
-        parts, kind = _fixed({"train": train, "test": test}, keys), "its own test split, dev by a hash of the text"
+        found = {"test": test, "train": train}
     elif Path(path).is_dir():
         found = _files_of(Path(path))
-        parts = _fixed(found, keys)
-        kind = "its own splits" if "dev" in found else "its own test split, dev by a hash of the text"
     else:
-        found = sources([where])
-        require(len(found) == 1, f"{where} matches {len(found)} files; name one, or a folder with {TRIPLE}")
-        parts, kind = _by_hash(_distinct(found[0], keys), ("train", "dev", "test")), "split by a hash of the text"
-    classes = _classes(where, [row.label for rows in parts.values() for row in rows])
-    _require_enough(where, parts, classes)
-    place = {name: i for i, name in enumerate(classes)}
+        files = sources([where])
+        require(len(files) == 1, f"{where} matches {len(files)} files; name one, or a folder with {TRIPLE}")
+        found = {"all": files[0]}
+    read = {split: _labelled(source, keys) for split, source in found.items()}
+    if positive or negative:
+        classes = _sides(where, [row.label for part in read.values() for row in part.rows], positive, negative)
+        read = {split: _of_sides(part, classes) for split, part in read.items()}
+    if "all" in read:
+        parts, kind = _by_hash(_distinct(read["all"]), ("train", "dev", "test")), "split by a hash of the text"
+    else:
+        own = "its own splits" if "dev" in read else "its own test split, dev by a hash of the text"
+        parts, kind = _fixed(read), own
+    if positive or negative:
+        names = tuple(map(" or ".join, classes))
+    else:
+        names = _classes(where, [row.label for rows in parts.values() for row in rows])
+    _require_enough(where, parts, names)
+    place = {name: i for i, name in enumerate(names)}
     splits = {
         split: Split([row.text for row in rows], np.array([place[row.label] for row in rows], np.int64))
         for split, rows in parts.items()
     }
     sizes = " / ".join(f"{len(splits[split].texts):,}" for split in ("train", "dev", "test"))
-    return Task(_name(where), f"{sizes}, {kind}", **splits, classes=classes)
+    return Task(_name(where), f"{sizes}, {kind}", **splits, classes=names)
 
 
 def _files_of(folder: Path) -> dict[str, Source]:
@@ -81,12 +110,12 @@ def _files_of(folder: Path) -> dict[str, Source]:
 # Rows
 
 
-def _labelled(source: Source, keys: Keys, left: dict[str, list[int]]) -> list[Labelled]:
-    """The rows that have a text and a label; the lines of the others in `left`, by what is wrong with them."""
+def _labelled(source: Source, keys: Keys) -> Read:
+    """The rows that have a text and a label, and the lines of the others by what is wrong with them."""
     require(source.size != 0, f"{source.name} is empty; it needs texts with labels")
     plain = f"{source.name}: plain text has no labels; give CSV, TSV, JSON lines or Parquet"
     nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with --label-key"
-    rows, bad = [], None
+    rows, left, bad = [], {}, None
     for chunk in _headed(source, keys):
         require(chunk.kind != "lines", plain)
         for line, text, label, wrong in parse(chunk):
@@ -102,7 +131,7 @@ def _labelled(source: Source, keys: Keys, left: dict[str, list[int]]) -> list[La
                 left.setdefault("without a text", []).append(line)
             else:
                 rows.append(Labelled(line, text, label, framed))
-    return rows
+    return Read(source, rows, left)
 
 
 def _headed(source, keys):
@@ -115,10 +144,10 @@ def _headed(source, keys):
         raise
 
 
-def _distinct(source, keys):
+def _distinct(read):
     """The first row of every framed text."""
-    left, kept = {}, {}
-    for row in _labelled(source, keys, left):
+    source, rows, left, kept = *read, {}
+    for row in rows:
         first = kept.setdefault(row.framed, row)
         if first is not row:
             same = "that repeat a text" if first.label == row.label else "that repeat a text with another label"
@@ -136,19 +165,17 @@ def _by_hash(rows, names):
     return parts
 
 
-def _fixed(found, keys):
+def _fixed(read):
     """Splits as they are given, the test whole; what dev or train share with a later one is left out there."""
     parts, later = {}, set()
     for split in ("test", "dev", "train"):
-        if split in found:
-            left, parts[split] = {}, []
-            for row in _labelled(found[split], keys, left):
-                if row.framed in later:
-                    left.setdefault("whose text is in a later split", []).append(row.line)
-                else:
-                    parts[split].append(row)
-            _report(found[split], left)
-            require(parts[split], f"{found[split].name} holds no text with a label that no later split holds")
+        if split in read:
+            source, rows, left = read[split]
+            parts[split] = [row for row in rows if row.framed not in later]
+            if shared := [row.line for row in rows if row.framed in later]:
+                left["whose text is in a later split"] = shared
+            _report(source, left)
+            require(parts[split], f"{source.name} holds no text with a label that no later split holds")
             later.update(row.framed for row in parts[split])
     return parts if "dev" in parts else parts | _by_hash(parts["train"], ("train", "dev"))
 
@@ -172,14 +199,50 @@ def _classes(where, labels):
     require(len(count) > 1, f"{where}: {one}; two classes or more are needed, or another --label-key")
     most = f"{len(count):,} different labels in {len(labels):,} texts, at most {MOST_CLASSES} are taken"
     require(len(count) <= MOST_CLASSES, f"{where}: {most}; this looks like no label column: name one with --label-key")
-    values = {label: _number(label) for label in count}
-    if None in values.values():
-        return tuple(sorted(count))
-    names = sorted(count, key=values.get)
+    values = {label: number(label) for label in count}
+    numbered = None not in values.values()
+    names = sorted(count, key=values.get) if numbered else sorted(count)
     for one, other in zip(names, names[1:], strict=False):
         same = f"{where}: the labels {_shown(one)} and {_shown(other)} are the same number; write them alike"
-        require(values[one] != values[other], same)
+        require(not numbered or values[one] != values[other], same)
+    if len(names) == 2:
+        best = positive_of(*names)
+        which = f"which of the labels {_shown(names[0])} and {_shown(names[1])} is the positive class"
+        require(best is not None, f"{where}: {which}? Name it with --positive LABEL")
+        names.sort(key=best.__eq__)
     return tuple(names)
+
+
+def _sides(where, labels, positive, negative):
+    """The labels of the negative and of the positive class, of those that are there."""
+    there = list(dict.fromkeys(labels))
+    listed = textwrap.shorten(", ".join(map(_shown, sorted(there))) or "none", 300, placeholder=" ...")
+    sides = []
+    for option, names in (("--negative", negative), ("--positive", positive)):
+        found = [(name, [label for label in there if _same(label, name)]) for name in dict.fromkeys(names)]
+        for name, same in found:
+            require(same, f"{where}: no text has the label {_shown(name)} of {option}; there are: {listed}")
+        sides.append(list(dict.fromkeys(label for _, same in found for label in same)))
+    both = set(sides[0]) & set(sides[1])
+    require(not both, f"{where}: {', '.join(map(_shown, sorted(both)))} cannot be both positive and negative")
+    others = [label for label in there if label not in sides[0] + sides[1]]
+    lacking = "--positive" if sides[0] else "--negative"
+    known = all(sides) or len(others) == 1
+    require(known, f"{where}: name the labels of the other class, too, with {lacking}; there are: {listed}")
+    return [side or others for side in sides]
+
+
+def _of_sides(read, sides):
+    """The rows of two classes, each with its class for a label."""
+    name = {label: " or ".join(side) for side in sides for label in side}
+    if other := [row.line for row in read.rows if row.label not in name]:
+        read.left["of neither class"] = other
+    return read._replace(rows=[row._replace(label=name[row.label]) for row in read.rows if row.label in name])
+
+
+def _same(label, name):
+    """Whether a label is meant by a name: 5.0 by 5."""
+    return label == name or number(label) is not None and number(label) == number(name)
 
 
 def _require_enough(where, parts, classes):
@@ -189,13 +252,6 @@ def _require_enough(where, parts, classes):
         few = f"the class {_shown(name)} has too few texts: {train[name]:,} to train on and {test[name]:,} to test on"
         require(train[name] > 1 and test[name], f"{where}: {few}, where 2 and 1 are needed: {advice}")
     require(parts["dev"], f"{where}: no text falls into dev: {advice}")
-
-
-def _number(label):
-    try:
-        return value if math.isfinite(value := float(label)) else None
-    except ValueError:
-        return None
 
 
 def _shown(label):
