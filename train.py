@@ -65,9 +65,14 @@ def main(args: list[str] | None = None) -> int:
     )
 
     # Data first: what is wrong with it should be known before the slow imports.
-    from mlstm_jax.corpus.build import build
+    from mlstm_jax.corpus.build import build, is_prepared
     from mlstm_jax.corpus.windows import Windows
 
+    require(
+        not config.verify or is_prepared(config.data),
+        f"there is nothing to verify: {config.data} is no folder made by python -m mlstm_jax.corpus, whose shards have "
+        "checksums",
+    )
     corpus = build(config)
     windows = Windows(corpus.train, config.lanes, config.window)
     for name, part in (("validation", corpus.validation), ("test", corpus.test)):

