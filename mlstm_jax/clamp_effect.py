@@ -15,6 +15,7 @@ from mlstm_jax.log import progress
 from mlstm_jax.model import read_out
 from mlstm_jax.recurrence import scan, zero_state
 from mlstm_jax.text import encode
+from mlstm_jax.training import LOG2
 from mlstm_jax.units import UnitRecord
 
 Scorer = Callable[[list[str]], Float[np.ndarray, "n"]]  # how positive each text is
@@ -108,7 +109,7 @@ def _bits(weights, data, state):
     """The bits that each byte but the first of every row costs, and the state before the last."""
     state, hidden = scan(weights, data[:, :-1], state, emit=lambda state: state[1])
     log_probs = jax.nn.log_softmax(read_out(weights, hidden))
-    return -jnp.take_along_axis(log_probs, data[:, 1:, None].astype(jnp.int32), axis=2)[..., 0] / jnp.log(2.0), state
+    return -jnp.take_along_axis(log_probs, data[:, 1:, None].astype(jnp.int32), axis=2)[..., 0] / LOG2, state
 
 
 def bits_per_byte(model: Any, start: bytes, texts: list[bytes]) -> Float[np.ndarray, "n"]:

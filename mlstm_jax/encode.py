@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from mlstm_jax.model import read_out
-from mlstm_jax.recurrence import State, Weights, scan, zero_state
+from mlstm_jax.recurrence import Held, State, Weights, scan, zero_state
 
 Feature = Literal["cell", "tanh_cell", "hidden"]
 FEATURES: dict[Feature, Callable[[State], Float[Array, "batch hidden"]]] = {
@@ -83,7 +83,7 @@ def _power_of_two(lanes: int) -> int:
 
 
 def trace(
-    weights: Weights, data: bytes, state: State, clamp: Float[Array, "hidden"] | None, feature: Feature
+    weights: Weights, data: bytes, state: State, clamp: Held | None, feature: Feature
 ) -> Iterator[tuple[Float[np.ndarray, "bytes hidden"], State]]:
     """The feature after every byte and the state, piece by piece, in pieces of a few fixed shapes."""
     longest = 8 * CHUNK
@@ -99,7 +99,7 @@ _read_out = jax.jit(read_out)
 
 
 def logits(
-    weights: Weights, data: bytes, state: State, clamp: Float[Array, "hidden"] | None = None
+    weights: Weights, data: bytes, state: State, clamp: Held | None = None
 ) -> Iterator[tuple[Float[np.ndarray, "bytes vocab"], State]]:
     """Logits of the byte that follows every byte, and the state, piece by piece."""
     for hidden, after in trace(weights, data, state, clamp, "hidden"):
@@ -107,7 +107,7 @@ def logits(
 
 
 def read(
-    weights: Weights, data: bytes, state: State, clamp: Float[Array, "hidden"] | None = None
+    weights: Weights, data: bytes, state: State, clamp: Held | None = None
 ) -> tuple[Float[np.ndarray, "bytes vocab"], State]:
     """All of `logits` in one array, and the last state."""
     pieces = [np.zeros((0, weights.out_b.shape[0]), np.float32)]

@@ -11,10 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mlstm_jax.config import require
 from mlstm_jax.model import read_out
-from mlstm_jax.recurrence import State, Weights, scan, step, zero_state
+from mlstm_jax.recurrence import Held, State, Weights, scan, step, zero_state
 
 Schedule = Mapping[int, float | Sequence[tuple[int, float | None]]]  # unit -> value, or [(from this byte on, value)]
-Held = Float[Array, "hidden"] | None  # the units held for a stretch, NaN where free; None holds none
 
 CHUNK = 16  # bytes in one compiled call, whatever the length asked for: as often a stream is heard of
 GROUP = 64  # samples side by side on a CPU, at most: a few shapes, and products large enough
@@ -56,10 +55,13 @@ def stretches(clamp: Schedule) -> dict[int, dict[int, float]]:
     Byte 0 is the first one written; the value None frees the unit. Raises UserError unless bytes are whole numbers
     that increase.
     """
-    changes = {unit: list(v) if isinstance(v, Sequence) else [(0, v)] for unit, v in clamp.items()}
+    several = lambda v: isinstance(v, Sequence) and not isinstance(v, str | bytes)
+    changes = {unit: list(v) if several(v) else [(0, v)] for unit, v in clamp.items()}
     for unit, parts in changes.items():
-        starts = [start for start, _ in parts]
-        known = all(isinstance(start, int | np.integer) and 0 <= start < 2**31 for start in starts)
+        pairs = all(several(part) and len(part) == 2 for part in parts)
+        starts = [start for start, _ in parts] if pairs else []
+        whole = lambda start: isinstance(start, int | np.integer) and not isinstance(start, bool)
+        known = all(whole(start) and 0 <= start < 2**31 for start in starts)
         in_order = known and starts and starts == sorted(set(starts))
         require(bool(in_order), f"the values of unit {unit} need bytes that increase, from 0 on, as in 1.0@0,-1.0@200")
     value = lambda parts, byte: next((v for start, v in reversed(parts) if start <= byte), None)
@@ -93,7 +95,7 @@ def _write(weights, state, keys, first, temperature, top_k, top_p, clamps, of):
         bytes_ = jax.vmap(choose, (0, 0, None, None, None))(keys_here, logits, temperature, top_k, top_p)
         return step(weights, state, bytes_, clamp, of), bytes_
 
-    state, written = jax.lax.scan(body, state, (first + jnp.arange(len(clamps)), clamps))
+    state, written = jax.lax.scan(body, state, (first + jnp.arange(len(clamps.units), dtype=jnp.int32), clamps))
     return state, written.T
 
 
@@ -103,7 +105,7 @@ def stream(
     num: int,
     length: int,
     temperature: float = 1.0,
-    clamp: Held | Mapping[int, Held] = None,
+    clamp: Held | Mapping[int, Held | None] | None = None,
     seed: int = 0,
     *,
     top_k: int = 0,
@@ -116,26 +118,28 @@ def stream(
 
     Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit,
     which depends on the size of the batch, decides between two bytes.
-    `clamp` overwrites the state `of` the units that are not NaN after every byte written; one that changes is a
-    mapping from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first
-    stretch. With `stop` a sample ends before the first newline that it writes.
+    `clamp` overwrites the state `of` the units that it holds after every byte written; one that changes is a mapping
+    from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first stretch.
+    With `stop` a sample ends before the first newline that it writes.
     """
     held = dict(sorted(clamp.items())) if isinstance(clamp, Mapping) else {0: clamp}
-    free = np.full(weights.hidden, np.nan, np.float32)
-    values = np.stack([free if value is None else np.asarray(value) for value in held.values()])
-    after_prime = _prime(weights, prime, values[0] if clamp_prime else free, of)
+    free = Held(np.zeros(weights.hidden, bool), np.zeros(weights.hidden, np.float32))
+    stretches = [free if value is None else value for value in held.values()]
+    after_prime = _prime(weights, prime, stretches[0] if clamp_prime else free, of)
+    clamps = jax.tree.map(lambda *parts: np.stack(parts), *stretches)
     limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)
     on_cpu = jax.default_backend() == "cpu"
     group = min(GROUP, 1 << (num - 1).bit_length()) if on_cpu else num
     chunk = CHUNK if on_cpu else 4 * CHUNK  # there a call costs more
     for first in range(0, num, group):
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group, dtype=jnp.int32))
         state = tuple(jnp.repeat(s, group, axis=0) for s in after_prime)
         writing = list(range(min(group, num - first)))
         for start in range(0, length, chunk):
             # One clamp for every byte: the shape, and so the compiled program, is the same whatever is held when.
-            clamps = values[np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1]
-            state, written = _write(weights, state, keys, start, *limits, clamps, of)
+            now = np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1
+            clamps_now = jax.tree.map(lambda part, now=now: part[now], clamps)
+            state, written = _write(weights, state, keys, np.int32(start), *limits, clamps_now, of)
             written = np.asarray(written)[:, : length - start]
             for i in list(writing):
                 piece = written[i].tobytes()
@@ -153,7 +157,7 @@ def generate(
     num: int,
     length: int,
     temperature: float = 1.0,
-    clamp: Held | Mapping[int, Held] = None,
+    clamp: Held | Mapping[int, Held | None] | None = None,
     seed: int = 0,
     hear: Callable[[int, bytes], None] = lambda sample, piece: None,
     **options: Any,

@@ -110,7 +110,7 @@ def read(
         record = None
     known = record is not None and unit in (None, record.unit)
     unit, feature = (record.unit, record.feature) if known else (unit, "cell")
-    require(0 <= unit < model.hidden, f"unit {unit} does not exist; this model has units 0 to {model.hidden - 1}")
+    model.require_unit(unit)
     values = [np.asarray(model.trace(text, feature)[:, unit], np.float64) for text in texts]
     # The two bytes before a text are its frame's; the one after it is where a text is judged.
     shown = [spans(frame(text), of_text)[2:] for text, of_text in zip(texts, values, strict=True)]

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 
 from mlstm_jax import checkpoint, convert, encode, generate, model, units
 from mlstm_jax.config import require
@@ -18,7 +17,7 @@ from mlstm_jax.disk import cache_dir
 from mlstm_jax.encode import Feature
 from mlstm_jax.log import progress
 from mlstm_jax.model import Params, Precision
-from mlstm_jax.recurrence import State, Weights, zero_state
+from mlstm_jax.recurrence import Held, State, Weights, zero_state
 from mlstm_jax.text import encode as to_bytes
 from mlstm_jax.text import frame, show
 
@@ -110,6 +109,11 @@ class LanguageModel:
         """Raise UserError unless the model reads and predicts bytes."""
         symbols = f"{self.path} reads {self.inputs} symbols and predicts {self.outputs}: it is not a model of bytes"
         require(self.inputs == self.outputs == 256, f"{symbols}; in Python, model.read takes its ids")
+
+    def require_unit(self, unit: Any) -> None:
+        """Raise UserError unless this is the number of a unit, which 2.0 and True are not."""
+        known = isinstance(unit, int | np.integer) and not isinstance(unit, bool) and 0 <= unit < self.hidden
+        require(bool(known), f"unit {unit!r} does not exist; this model has units 0 to {self.hidden - 1}")
 
     def encode(
         self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
@@ -219,15 +223,15 @@ class LanguageModel:
         }
         convert.write(self.params, path, format, about, records)
 
-    def _clamp(self, clamp: Clamp | None) -> Float[Array, "hidden"] | None:
-        """Values by unit as a vector, NaN where a unit is free. A unit that does not exist is a UserError."""
+    def _clamp(self, clamp: Clamp | None) -> Held | None:
+        """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""
         if not clamp:
             return None
-        held = np.full(self.hidden, np.nan, np.float32)
+        held = Held(np.zeros(self.hidden, bool), np.zeros(self.hidden, np.float32))
         for unit, value in clamp.items():
-            require(
-                unit in range(self.hidden), f"unit {unit} does not exist; this model has units 0 to {self.hidden - 1}"
-            )
-            require(abs(value) <= float(np.finfo(np.float32).max), f"unit {unit} cannot be held at {value}")
-            held[unit] = value
-        return jnp.asarray(held)
+            self.require_unit(unit)
+            number = np.asarray(value)
+            known = number.ndim == 0 and number.dtype.kind in "iuf" and abs(value) <= float(np.finfo(np.float32).max)
+            require(known, f"unit {unit} cannot be held at {value!r}")
+            held.units[unit], held.values[unit] = True, number
+        return held

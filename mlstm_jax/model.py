@@ -25,16 +25,16 @@ class MLSTM(nnx.Module):
         glorot = nnx.initializers.glorot_normal()
         draw = lambda *shape: nnx.Param(glorot(rngs.params(), shape, jnp.float32))
         gain = lambda v: nnx.Param(
-            jnp.linalg.norm(v[...], axis=0) if config.gain is None else jnp.full(v.shape[1], config.gain)
+            jnp.linalg.norm(v[...], axis=0) if config.gain is None else jnp.full(v.shape[1], config.gain, jnp.float32)
         )
         self.embed = draw(vocab, e)
         self.wx, self.wh = draw(e, 4 * h), draw(h, 4 * h)
         self.wmx, self.wmh = draw(e, h), draw(h, h)
         self.gx, self.gh = gain(self.wx), gain(self.wh)
         self.gmx, self.gmh = gain(self.wmx), gain(self.wmh)
-        self.b = nnx.Param(jnp.zeros(4 * h))
+        self.b = nnx.Param(jnp.zeros(4 * h, jnp.float32))
         self.out = draw(h, vocab)
-        self.out_b = nnx.Param(jnp.zeros(vocab))
+        self.out_b = nnx.Param(jnp.zeros(vocab, jnp.float32))
 
 
 def init(config: ModelConfig, seed: int) -> Params:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
 OwnState = tuple[Float[Array, "batch units"], Float[Array, "batch units"]]  # of a device's part of the units
@@ -46,6 +46,13 @@ class Weights(NamedTuple):
     def hidden(self) -> int:
         """Units of the state."""
         return self.mx.shape[1]
+
+
+class Held(NamedTuple):
+    """The units that are held, and the values that they are held at; where `units` is False, the value says nothing."""
+
+    units: Bool[Array, "hidden"]
+    values: Float[Array, "hidden"]
 
 
 def turn(weights: Weights) -> Weights:
@@ -153,16 +160,16 @@ def step(
     weights: Weights,
     state: State,
     byte: Int[Array, "batch"] | UInt8[Array, "batch"],
-    clamp: Float[Array, "hidden"] | None = None,
+    clamp: Held | None = None,
     of: Literal["cell", "hidden"] = "cell",
 ) -> State:
-    """Read one byte per row. Where `clamp` is not NaN it overwrites the new cell state, as the paper's sampler does.
+    """Read one byte per row. Units that `clamp` holds have their new cell state overwritten, as in the paper's sampler.
 
     `of` "hidden" overwrites the new hidden state instead.
     """
     (c, h), _ = cell(weights.wmh, weights.wh, weights.x[byte], weights.mx[byte], state)
     if clamp is not None:
-        hold = lambda s: jnp.where(jnp.isnan(clamp)[None], s, clamp[None])
+        hold = lambda s: jnp.where(clamp.units[None], clamp.values[None], s)
         c, h = (hold(c), h) if of == "cell" else (c, hold(h))
     return c, h
 
@@ -172,7 +179,7 @@ def scan(
     data: UInt8[Array, "batch time"],
     state: State,
     lengths: Int[Array, "batch"] | None = None,
-    clamp: Float[Array, "hidden"] | None = None,
+    clamp: Held | None = None,
     emit: Callable[[State], Any] | None = None,
     of: Literal["cell", "hidden"] = "cell",
 ) -> tuple[State, Any]:
@@ -188,7 +195,7 @@ def scan(
             new = jax.tree.map(partial(jnp.where, (t < lengths)[:, None]), new, state)
         return new, None if emit is None else emit(new)
 
-    state, emitted = jax.lax.scan(body, state, (jnp.arange(data.shape[1]), data.T))
+    state, emitted = jax.lax.scan(body, state, (jnp.arange(data.shape[1], dtype=jnp.int32), data.T))
     return state, jax.tree.map(lambda a: a.swapaxes(0, 1), emitted)
 
 
@@ -280,7 +287,7 @@ def backward_loop(
         zs = jax.lax.dynamic_update_index_in_dim(zs, dz, t, axis=0)
         return (dc, dot(dm * mx[byte], wmh_t), zs), dm.astype(dtype)
 
-    steps = (jnp.arange(len(data)), data, cs_before, dhs)
+    steps = (jnp.arange(len(data), dtype=jnp.int32), data, cs_before, dhs)
     (dc, dh, dzs), dms = jax.lax.scan(body, (*last, zs), steps, reverse=True)
     return (dc, dh), dzs, dms
 

@@ -153,7 +153,7 @@ def _own_gradient(weights, window, lanes, precision, groups, unroll, axis=None):
         return jax.tree.map(jnp.add, so_far, (nats, slopes)), lanes
 
     split = lambda a: a.reshape(groups, -1, *a.shape[1:])
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, wide))
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, wide))
     (nats, slopes), lanes = jax.lax.scan(add, zeros, jax.tree.map(split, (window, lanes)))
     mean = lambda total: total / groups
     return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), lanes), jax.tree.map(mean, slopes)
@@ -221,7 +221,7 @@ def apply_gradient(
     norm = optax.tree.norm(gradient)
     if clip:
         gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
-    direction, moments = adam.update(gradient, state.moments)
+    direction, moments = _adam(gradient, state.moments)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
@@ -232,7 +232,7 @@ def apply_gradient(
         moments=keep(moments, state.moments),
         lanes=keep(lanes, jax.tree.map(jnp.zeros_like, lanes)),
         update=state.update + 1,
-        skipped=state.skipped + ~good,
+        skipped=state.skipped + (~good).astype(jnp.int32),
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
     )
     return state, {
@@ -241,6 +241,15 @@ def apply_gradient(
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
+
+
+def _adam(gradient: Params, moments: optax.OptState) -> tuple[Params, optax.OptState]:
+    """The direction of an update, and the new moments.
+
+    The bias correction takes powers of 0.9 and 0.999 by the count: of a float32 these are float32, in any mode of jax.
+    """
+    direction, new = adam.update(gradient, moments._replace(count=moments.count.astype(jnp.float32)))
+    return direction, new._replace(count=moments.count + 1)
 
 
 def score_step(

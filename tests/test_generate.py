@@ -164,16 +164,21 @@ def test_a_schedule_of_one_value_is_a_constant_clamp(lm, value, cut, of):
     assert hold({3: [(0, value), (cut, -2.0)]})[0][: cut + 1] == constant[0][: cut + 1]  # held after the byte
 
 
+def held(lm, unit, value):
+    """One unit held at a value, or at none, as `recurrence.step` takes it."""
+    units = jnp.arange(lm.hidden) == unit
+    return recurrence.Held(units & (value is not None), jnp.where(units, value or 0.0, 0.0))
+
+
 def by_hand(lm, start, length, values, of="cell", prime_clamp=None):
-    """Argmax continuation with unit 3 held at `values[byte]` (NaN: free), one step a byte, and every state."""
-    none = jnp.full(lm.hidden, jnp.nan)
+    """Argmax continuation with unit 3 held at `values[byte]` (None: free), one step a byte, and every state."""
     state = recurrence.zero_state(lm.weights, 1)
     for byte in start:
         state = recurrence.step(lm.weights, state, jnp.array([byte]), prime_clamp, of)
     data, states = [], []
     for value in values[:length]:
         data.append(int(model.read_out(lm.weights, state[1]).argmax()))
-        state = recurrence.step(lm.weights, state, jnp.array(data[-1:]), none.at[3].set(value), of)
+        state = recurrence.step(lm.weights, state, jnp.array(data[-1:]), held(lm, 3, value), of)
         states.append(state)
     return bytes(data), states
 
@@ -199,16 +204,16 @@ def test_a_schedule_is_what_reading_byte_by_byte_under_its_values_gives(lm, star
 
 @pytest.mark.parametrize("of", ["cell", "hidden"])
 def test_a_schedule_holds_each_value_from_its_byte_on(lm, of):
-    values = [np.nan] * 5 + [2.0] * 60 + [-2.0] * 15 + [np.nan] * 10
+    values = [None] * 5 + [2.0] * 60 + [-2.0] * 15 + [None] * 10
     schedule = {3: [(5, 2.0), (65, -2.0), (80, None)], 7: [(80, None)]}
     expected, states = by_hand(lm, b"\n I ", 90, values, of)
     assert written(lm, "I ", 2, 90, temperature=0, clamp=schedule, clamp_of=of) == [expected] * 2
-    held = np.array([state[of == "hidden"][0, 3] for state in states])
-    assert (held[5:65] == 2).all() and (held[65:80] == -2).all() and not np.isin(held[80:], (2, -2)).any()
+    found = np.array([state[of == "hidden"][0, 3] for state in states])
+    assert (found[5:65] == 2).all() and (found[65:80] == -2).all() and not np.isin(found[80:], (2, -2)).any()
 
 
 def test_the_hidden_state_is_held_and_the_cell_is_not(lm):
-    clamp = jnp.full(16, jnp.nan).at[3].set(0.5)
+    clamp = held(lm, 3, 0.5)
     data = jnp.array([list(b"A good film")], jnp.uint8)
     zero = recurrence.zero_state(lm.weights, 1)
     _, (c, h) = recurrence.scan(lm.weights, data, zero, None, clamp, lambda state: state, "hidden")
@@ -230,13 +235,16 @@ def test_a_prime_read_clamped_is_what_reading_it_clamped_gives(lm):
 
 
 def test_a_prime_is_read_under_the_values_of_byte_0(lm):
-    clamp = jnp.full(16, jnp.nan).at[3].set(0.8)
+    clamp = held(lm, 3, 0.8)
     expected, _ = by_hand(lm, b"\n I ", 70, [0.8] * 30 + [-0.8] * 40, "hidden", clamp)
     options = dict(clamp={3: [(0, 0.8), (30, -0.8)]}, clamp_of="hidden", clamp_prime=True)
     assert written(lm, "I ", 1, 70, temperature=0, **options) == [expected]
 
 
-@pytest.mark.parametrize("parts", [[], [(5, 1.0), (5, 2.0)], [(9, 1.0), (3, 2.0)], [(-1, 1.0)], [(2**31, 1.0)]])
+@pytest.mark.parametrize(
+    "parts",
+    [[], [(5, 1.0), (5, 2.0)], [(9, 1.0), (3, 2.0)], [(-1, 1.0)], [(2**31, 1.0)], [(True, 1.0)]],
+)
 def test_bytes_of_a_schedule_that_do_not_increase_are_one_clear_line(lm, parts):
     with pytest.raises(UserError, match="unit 3 need bytes that increase, from 0 on"):
         lm.generate("I ", clamp={3: parts})

@@ -192,10 +192,47 @@ def test_two_processes_with_one_seed_give_one_text(golden):
     runs[0].decode("utf-8")
 
 
-@pytest.mark.parametrize("clamp", [{32: 1.0}, {-1: 1.0}, {0: float("nan")}, {0: float("inf")}])
-def test_a_clamp_that_cannot_be_is_one_clear_line(lm, clamp):
-    with pytest.raises(UserError, match="does not exist; this model has units 0 to 31|cannot be held at"):
-        lm.generate("I ", clamp=clamp)
+# In a process of its own, where no annotation is a check.
+CLAMPS = """
+import sys
+import jax.numpy as jnp, numpy as np
+import mlstm_jax
+from mlstm_jax import heatmap
+from mlstm_jax.config import UserError
+
+lm = mlstm_jax.load(sys.argv[1])
+
+def refused(call, words):
+    try:
+        call()
+    except UserError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+for unit in (64, -1, True, False, 2.0, "2", None, np.bool_(True), np.int64(64), (1,)):
+    words = f"unit {unit!r} does not exist; this model has units 0 to {lm.hidden - 1}"
+    refused(lambda: lm.generate("I ", clamp={unit: 1.0}), words)
+    refused(lambda: lm.read(b"I ", clamp={unit: 1.0}), words)
+    if unit is not None:  # the one that was found
+        refused(lambda: heatmap.read(lm, ["I"], unit), words)
+for value in (np.nan, np.inf, 1e39, 10**400, True, "1", b"12", np.array([1.0]), 1j):
+    refused(lambda: lm.read(b"I ", clamp={0: value}), f"unit 0 cannot be held at {value!r}")
+    refused(lambda: lm.generate("I ", clamp={0: value}), f"unit 0 cannot be held at {value!r}")
+for parts in ([(0,)], [(0.5, 1.0)], [("0", 1.0)], ["0", "1"], [0, 1]):
+    refused(lambda: lm.generate("I ", clamp={0: parts}), "unit 0 need bytes that increase")
+logits, _ = lm.read(b"I ", clamp={3: 1})
+assert (logits != lm.read(b"I ")[0]).any()
+for unit in (np.int8(3), np.uint64(3)):
+    for value in (np.float32(1), np.float64(1), np.int64(1), jnp.float32(1), np.array(1.0)):
+        assert (lm.read(b"I ", clamp={unit: value})[0] == logits).all()
+"""
+
+
+def test_a_clamp_has_whole_numbers_for_units_and_numbers_for_values(golden):
+    command = [sys.executable, "-c", CLAMPS, str(golden / "openai" / "model")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_column_of_zeros_is_read_as_the_papers_release_reads_it(lm):

@@ -235,7 +235,7 @@ def test_padding_and_lengths_leave_a_state_as_it_is(params, data):
 
 def test_a_clamp_overwrites_the_cell_after_the_byte_and_leaves_that_bytes_hidden_state(params, data):
     weights = model.prepare(params)
-    clamp = jnp.full(HIDDEN, jnp.nan).at[5].set(2.5)
+    clamp = recurrence.Held(jnp.arange(HIDDEN) == 5, jnp.full(HIDDEN, 2.5))
     c, h = recurrence.step(weights, some_state(3), data[:, 0], clamp)
     free_c, free_h = recurrence.step(weights, some_state(3), data[:, 0])
     assert (c[:, 5] == 2.5).all() and (h == free_h).all()

@@ -49,7 +49,7 @@ def _call(kernel, grid, *arrays, out, into=(), interpret):
 def _tile(batch):
     """This block's rows of the result, a power of two, and the numbers of its columns."""
     rows = min(ROWS, batch & -batch)
-    return pl.ds(pl.program_id(0) * rows, rows), pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS)
+    return pl.ds(pl.program_id(0) * rows, rows), pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
 
 
 def _grid(batch, columns):
