@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 
 from mlstm_jax.config import require, script
+from mlstm_jax.text import say
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
@@ -99,7 +100,7 @@ def main(
                 parts.extend(new)
 
             add(sections.the_unit(model, found, majority, folder), sections.rankings(found))
-            print(f"wrote {saved}")
+            say(f"wrote {saved}")
             if controls or report:
                 add(*sections.doubts(model, texts, found))
             if label_efficiency or report:
@@ -110,7 +111,7 @@ def main(
                 add(sections.effect(model, record, folder, samples, sample_length))
             if page:
                 parts += [sections.read(model, texts, found), sections.reproduce(model, sys.argv[1:])]
-                print(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
+                say(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
             advise(model, record)
             numbers = units.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
             numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
@@ -138,12 +139,12 @@ def labelled(task, data, text_key, label_key, positive, negative):
 def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
-        print(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+        say(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     name = shlex.quote(str(model.path))
     if record.feature == "cell":
-        print(f"Next: python sample.py {name} --sentiment +2")
+        say(f"Next: python sample.py {name} --sentiment +2")
     else:
-        print(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")
+        say(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")
 
 
 if __name__ == "__main__":

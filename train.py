@@ -18,6 +18,7 @@ from shlex import quote
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
 from mlstm_jax.disk import locked, raise_file_limit, read_json
+from mlstm_jax.text import say
 
 PRIMES = ("I ", "This movie ", "The ")
 
@@ -36,7 +37,7 @@ def stored_config(run_dir: Path) -> Config | None:
 
     if found := checkpoint.saved_config(run_dir):
         config, update = found
-        print(f"{path} is {'damaged' if error else 'missing'}: taking the config that checkpoint {update} holds")
+        say(f"{path} is {'damaged' if error else 'missing'}: taking the config that checkpoint {update} holds")
         return config
     if error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir")
@@ -84,8 +85,8 @@ def main(args: list[str] | None = None) -> int:
     if config.verify:
         for shard in range(len(corpus.train)):
             corpus.check(shard)
-        print(corpus.summary)
-        print(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
+        say(corpus.summary)
+        say(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
         return 0
 
     from mlstm_jax import sharding
@@ -94,8 +95,8 @@ def main(args: list[str] | None = None) -> int:
     if not sharding.is_first():
         configs.mute()  # one process speaks for all
         return run(config, run_dir, corpus, windows)
-    print(corpus.summary)
-    print(
+    say(corpus.summary)
+    say(
         f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "
         f"{windows.unused:,} bytes at the shards' ends fill no window"
     )
@@ -117,7 +118,7 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
             f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew"
         )
     if changed:
-        print(f"changed for this run from now on: {described}")
+        say(f"changed for this run from now on: {described}")
 
 
 def run(config, run_dir, corpus, windows) -> int:
@@ -136,7 +137,7 @@ def run(config, run_dir, corpus, windows) -> int:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
     # State: a new one, one that starts from other weights, or the newest whole checkpoint's.
-    restored = checkpoint.restore(run_dir, print, mesh)
+    restored = checkpoint.restore(run_dir, say, mesh)
     if config.init and restored:
         config = replace(config, model=configs.from_dict(restored[1]["config"]).model)  # taken from the weights then
     elif config.init:
@@ -144,7 +145,7 @@ def run(config, run_dir, corpus, windows) -> int:
         first.require_bytes()
         size = {"hidden": first.hidden, "embed": first.embed}
         config = replace(config, model=replace(config.model, **size))
-        print(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
+        say(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     kept = configs.kept(config)
@@ -163,10 +164,10 @@ def run(config, run_dir, corpus, windows) -> int:
             f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
         )
         meta |= {name: saved[name] for name in ("position", "schedule", "heldout_bits_per_byte")}
-        print(f"resuming {run_dir} after update {int(state.update):,}")
+        say(f"resuming {run_dir} after update {int(state.update):,}")
     else:
         if (run_dir / "metrics.jsonl").exists():
-            print(f"{run_dir} has no checkpoint: starting again from update 0")
+            say(f"{run_dir} has no checkpoint: starting again from update 0")
         if config.init:
             state = training.init_state(first.params, config.lanes)
             state = sharding.spread_tree(state, training.shardings(config, mesh))
@@ -182,11 +183,11 @@ def run(config, run_dir, corpus, windows) -> int:
     if sharding.is_first():
         checkpoint.write_config(run_dir, kept)  # not before all that could refuse it
     if update == end:
-        print(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
+        say(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
         return 0
 
     for line in plan.explain(config, state, mesh, precision, end - update):
-        print(line)
+        say(line)
     per_byte, chip = hardware.flops_per_byte(config.model), hardware.chip_of(jax.devices()[0].device_kind)
 
     # What is compiled: an update, and the weights for scoring and, whole on every device, for sampling.
@@ -278,16 +279,16 @@ def run(config, run_dir, corpus, windows) -> int:
 
     if update < end:
         again = f"python train.py --run-dir {quote(str(run_dir))}"
-        print(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
+        say(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
         return 128 + stopped
     samples = [sample(number) for number in range(len(PRIMES))]  # every process has a part in them
     if not sharding.is_first():
         return 0
     metrics = log.read_metrics(run_dir)
-    print(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
+    say(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")
-    print("\n".join(samples))
-    print(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
+    say("\n".join(samples))
+    say(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
     return 0
 
 
@@ -299,7 +300,7 @@ def trace(updates: int, done: int, run_dir: Path, last: bool) -> None:
         jax.profiler.start_trace(str(run_dir / "profile"))
     elif updates and (done == 2 + updates or 2 < done < 2 + updates and last):
         jax.profiler.stop_trace()
-        print(f"a trace of {done - 2} updates is in {run_dir / 'profile'}; look at it with TensorBoard or Perfetto")
+        say(f"a trace of {done - 2} updates is in {run_dir / 'profile'}; look at it with TensorBoard or Perfetto")
 
 
 def picture(metrics, path: Path) -> None:

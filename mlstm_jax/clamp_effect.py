@@ -14,7 +14,7 @@ from mlstm_jax.config import UserError, require
 from mlstm_jax.log import progress
 from mlstm_jax.model import read_out
 from mlstm_jax.recurrence import scan, zero_state
-from mlstm_jax.text import encode
+from mlstm_jax.text import encode, say
 from mlstm_jax.training import LOG2
 from mlstm_jax.units import UnitRecord
 
@@ -174,8 +174,8 @@ def available() -> dict[str, Scorer]:
         try:
             found[name] = make()
         except UserError as error:
-            print(f"not judged by {name}: {error}", file=sys.stderr)
+            say(f"not judged by {name}: {error}", sys.stderr)
     if "bag of words" in found:
         found["bag of words"], accuracy = found["bag of words"]
-        print(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", file=sys.stderr)
+        say(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
     return found

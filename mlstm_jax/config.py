@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from mlstm_jax import signals
+from mlstm_jax.text import printable, say
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
@@ -272,6 +273,9 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     # tyro names the flag nearest to a misspelt one only where flag and value are apart.
     apart = lambda arg: arg.split("=", 1) if re.match("--[^=]+=[^-]", arg) else [arg]
     rest = [part for arg in _without(args, "--config") for part in apart(arg)]
+    if {"-h", "--help"} & set(rest):  # which shows what a run holds that may be a stranger's
+        texts = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+        default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
     description = f"Train an mLSTM byte by byte. --config FILE sets the defaults below (now: {source})."
     config = tyro.cli(Config, default=default, args=rest, prog="train.py", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
@@ -326,7 +330,7 @@ def _explain(error: BaseException) -> int | str | None:
         line = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         raise error
-    print(f"error: {line}", file=sys.stderr)
+    say(f"error: {' '.join(line.splitlines())}", sys.stderr)
     return 2
 
 

@@ -29,7 +29,7 @@ from mlstm_jax import arrays, units
 from mlstm_jax.card import card
 from mlstm_jax.config import UserError, require
 from mlstm_jax.model import Params
-from mlstm_jax.text import printable
+from mlstm_jax.text import printable, say
 from mlstm_jax.units import UnitRecord
 
 Format = Literal["openai", "seed", "safetensors"]
@@ -350,7 +350,7 @@ def main(source: Path, target: Path, /, format: Format = "safetensors") -> None:
     from mlstm_jax import lm  # as a program this stands above what it imports
 
     lm.load(source).save(target, format)
-    print(f"wrote {target}")
+    say(f"wrote {target}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from mlstm_jax import plots, report
 from mlstm_jax.config import UserError, require, script
 from mlstm_jax.disk import atomic
-from mlstm_jax.text import decode, encode, frame, printable
+from mlstm_jax.text import decode, encode, frame, printable, say
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (0, 114, 178), (213, 94, 0), (250, 250, 250)
@@ -89,7 +89,7 @@ def main(
     else:
         with atomic(out) as file:
             file.write(report.page("Byte by byte", [html(shown, scale, about)]).encode())
-    print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def read(

@@ -19,7 +19,7 @@ from mlstm_jax.log import progress
 from mlstm_jax.model import Params, Precision
 from mlstm_jax.recurrence import Held, State, Weights, zero_state
 from mlstm_jax.text import encode as to_bytes
-from mlstm_jax.text import frame, show
+from mlstm_jax.text import frame, say, show
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 
@@ -37,12 +37,12 @@ def load(
     chosen = None if precision == "auto" else precision
     if path is None:
         path = checkpoint.newest_run()
-        print(f"using {path}, the run with the newest checkpoint", file=sys.stderr)
+        say(f"using {path}, the run with the newest checkpoint", sys.stderr)
     path = Path(path)
     if not checkpoint.is_run(path):
         require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
         return LanguageModel(convert.read(path), path, precision=chosen, **convert.about(path))
-    params, meta = checkpoint.load_params(path, partial(print, file=sys.stderr), update)
+    params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
     data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"
     data += f", starting from {config['init']}" if config.get("init") else ""

@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rich.progress import (
 )
 
 from mlstm_jax.config import mute
-from mlstm_jax.disk import atomic
+from mlstm_jax.disk import Damaged, atomic, is_sealed, parse_json, seal
+from mlstm_jax.text import printable, say
 
 
 @contextmanager
@@ -103,17 +105,17 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line for people, above the progress line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def tick(self, update: int) -> None:
         """Move the bar."""
         self.bar.update(self.task, completed=update)
 
     def metrics(self, update: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, null where a value is not finite, and the same to TensorBoard."""
+        """A line of metrics.jsonl with its checksum, null where a value is not finite, and the same to TensorBoard."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._record("metrics.jsonl"):
-            self.file.write(json.dumps({"update": update, **finite}) + "\n")
+            self.file.write(json.dumps(seal({"update": update, **finite})) + "\n")
             self.file.flush()
         if self.tensorboard:
             with self._record("tensorboard"):
@@ -179,17 +181,38 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl that can be read: a crash may have cut one short, or left zeros."""
-    found = []
-    for line in (run_dir / "metrics.jsonl").read_bytes().split(b"\n"):
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [row for row in found if isinstance(row, dict) and isinstance(row.get("update"), int)]
+    """The lines of metrics.jsonl. Those that are not as they were written are left out, and counted on stderr.
+
+    A crash may have cut one short, or left zeros.
+    """
+    return [row for row, _ in _whole_lines(run_dir / "metrics.jsonl")]
+
+
+def _whole_lines(path):
+    """What each line says, and the line."""
+    found, damaged = [], 0
+    for line in filter(None, path.read_bytes().split(b"\n")):
+        try:
+            row = parse_json(line, str(path), {"update": int})
+        except Damaged:
+            row = {"checksum": ""}
+        if not is_sealed(row):
+            damaged += 1
+            continue
+        row.pop("checksum", None)  # lines of version 0.1 have none
+        if all(isinstance(value, int | float | None) for value in row.values()):
+            found.append((row, line))
+        else:
+            damaged += 1
+    if damaged:
+        lines = f"{damaged} damaged line{'s are' if damaged > 1 else ' is'}"
+        say(f"{path}: {lines} left out", sys.stderr)
+    return found
 
 
 def cut_back(path: Path, update: int) -> None:
-    """Drop the lines of metrics.jsonl beyond `update`."""
+    """Drop the lines of metrics.jsonl beyond `update`, and those that are damaged."""
     if path.exists():
-        kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["update"] <= update]
+        kept = [line + b"\n" for row, line in _whole_lines(path) if row["update"] <= update]
         with atomic(path) as file:
-            file.write("".join(kept).encode())
+            file.write(b"".join(kept))

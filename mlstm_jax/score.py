@@ -34,7 +34,7 @@ from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Chunk, Source, chunks,
 from mlstm_jax.corpus.records import Keys
 from mlstm_jax.disk import Damaged, atomic, is_sealed, read_json, seal, sync_folder
 from mlstm_jax.log import progress
-from mlstm_jax.text import EMPTY, decode, encode, frame, printable
+from mlstm_jax.text import EMPTY, decode, encode, frame, printable, say
 from mlstm_jax.units import UnitRecord, describe_classes
 
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -119,7 +119,7 @@ def main(
     classes = describe_classes(record.negative, record.positive)
     if file and os.path.lexists(file):  # with --resume alone
         total, scored = _counts_of_finished(file, about)
-        print(f"{classes}\n{total:,} rows in {file}, which is finished", file=sys.stderr)
+        say(f"{classes}\n{total:,} rows in {file}, which is finished", sys.stderr)
         _require_scored(scored, file)
         return
     total, without, size = 0, {}, sum(source.size or 0 for source in found)
@@ -142,7 +142,7 @@ def main(
         require(total, f"{', '.join(source.name for source in found[:3])}: there is no review in it")
         scored = total - sum(reason.count for reason in without.values())
         sink.finish({"rows": total, "scored": scored})
-    print(classes, file=sys.stderr)
+    say(classes, sys.stderr)
     _report(total, without, file)
     _require_scored(scored, file)
 
@@ -355,7 +355,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 part.unlink()
                 state.unlink(missing_ok=True)
             elif isinstance(error, KeyboardInterrupt):
-                print(f"what is done is kept in {part}: {GO_ON}", file=sys.stderr)
+                say(f"what is done is kept in {part}: {GO_ON}", sys.stderr)
             raise
 
 
@@ -468,10 +468,10 @@ def _require_scored(scored: int, out: Path | None) -> None:
 def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
     """Lines on stderr: how many rows there are, and those without a value by number."""
     for reason, (count, first, why) in without.items():
-        places = ", ".join(map(printable, first)) + " ..." * (count > len(first))
-        said = f" (the first: {printable(why)})" if why else ""
-        print(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", file=sys.stderr)
-    print(f"{total:,} rows" + (f" in {out}" if out else ""), file=sys.stderr)
+        places = ", ".join(first) + " ..." * (count > len(first))
+        said = f" (the first: {why})" if why else ""
+        say(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", sys.stderr)
+    say(f"{total:,} rows" + (f" in {out}" if out else ""), sys.stderr)
 
 
 if __name__ == "__main__":

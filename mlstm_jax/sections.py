@@ -17,7 +17,7 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.encode import Feature
 from mlstm_jax.evaluation import Found
 from mlstm_jax.tasks import Folds, Task
-from mlstm_jax.text import encode, printable
+from mlstm_jax.text import encode, printable, say
 from mlstm_jax.text import show as show_text
 from mlstm_jax.units import UnitRecord, describe_classes
 
@@ -301,11 +301,11 @@ def show(part: Section) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False)  # a path may hold what rich takes for markup
-    table = Table(*(part.header or ()), title=part.title, show_header=part.header is not None)
+    table = Table(*(part.header or ()), title=printable(part.title), show_header=part.header is not None)
     for row in part.rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(table)
     if part.words:
-        console.print(part.words)
+        console.print(printable(part.words))
     for path, _ in part.pictures:
-        print(f"wrote {path}")
+        say(f"wrote {path}")

@@ -13,6 +13,7 @@ from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import kept, optional
 from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
+from mlstm_jax.text import say
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
 
@@ -111,7 +112,7 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
         if not builder.info.splits:
             refused = name.partition("/")[0] == "amazon_us_reviews"
             require(not refused, f"{source}: its owner has withdrawn it since 2023; {INSTEAD}")
-            print(f"fetching {name} into {builder.data_path}", file=sys.stderr)
+            say(f"fetching {name} into {builder.data_path}", sys.stderr)
             config = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there takes TensorFlow
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config, file_format="array_record")

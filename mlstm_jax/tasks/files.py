@@ -18,7 +18,7 @@ from mlstm_jax.corpus.records import LABEL_KEYS, Keys
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
-from mlstm_jax.text import EMPTY, decode, encode, frame, printable
+from mlstm_jax.text import EMPTY, decode, encode, frame, say
 
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}  # names of files
 TRIPLE = "train.*, dev.* (or valid.*, validation.*) and test.*"
@@ -120,7 +120,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
         require(chunk.kind != "lines", plain)
         for line, text, label, wrong in parse(chunk):
             if wrong:
-                bad = bad or f"that cannot be read (the first: {printable(wrong)})"
+                bad = bad or f"that cannot be read (the first: {wrong})"
                 left.setdefault(bad, []).append(line)
                 continue
             require(chunk.keys.label, nameless)
@@ -183,7 +183,7 @@ def _fixed(read):
 def _report(source, left):
     if left:
         said = (f"{len(lines):,} {what}, line{_lines(lines)}" for what, lines in left.items())
-        print(f"{printable(source.name)}: rows left out: {'; '.join(said)}", file=sys.stderr)
+        say(f"{source.name}: rows left out: {'; '.join(said)}", sys.stderr)
 
 
 def _lines(lines):
