@@ -12,13 +12,14 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ import safetensors.numpy
 from mlstm_jax import arrays, units
 from mlstm_jax.card import card
 from mlstm_jax.config import UserError, require
+from mlstm_jax.disk import LFS, Damaged, is_sealed, read_json, refuse_pointer, seal, sync_files, sync_folder
 from mlstm_jax.model import Params
 from mlstm_jax.text import printable, say
 from mlstm_jax.units import UnitRecord
@@ -79,7 +81,8 @@ def _sources(path) -> Sources | None:
     if re.fullmatch("x[a-z][a-z]", path.name) and path.with_name("xaa").exists():
         return _parts(path.parent)
     with open(path, "rb") as file:
-        start = file.read(9)
+        start = file.read(len(LFS))
+        refuse_pointer(start, path.name)
         if start.startswith(b"\x93NUMPY"):
             file.seek(0)
             return _seed(file, path.stat().st_size)
@@ -87,7 +90,7 @@ def _sources(path) -> Sources | None:
         return _pytorch(arrays.read_pt(path))
     if start.startswith(b"PK"):
         return _unirep(arrays.read_npz(path))
-    return _safetensors(path) if start.endswith(b"{") else None
+    return _safetensors(path) if start[8:9] == b"{" else None
 
 
 def _openai(path) -> Sources:
@@ -97,6 +100,7 @@ def _openai(path) -> Sources:
         file = path / f"{OPENAI_ORDER.index(name)}.npy"
         require(file.is_file(), f"{file.name} is missing, or is not a file")
         with open(file, "rb") as opened:
+            refuse_pointer(opened.peek(len(LFS)), file.name)
             return arrays.read_npy(opened, file.stat().st_size)
 
     return {name: _whole(get, name, OPENAI_ORDER) for name in _shapes()}
@@ -123,6 +127,7 @@ def _parts(folder) -> Sources:
     with tempfile.TemporaryFile() as whole:
         for part in parts:
             with open(part, "rb") as file:
+                refuse_pointer(file.peek(len(LFS)), part.name)
                 shutil.copyfileobj(file, whole)
         size = whole.tell()
         whole.seek(0)
@@ -253,24 +258,34 @@ def _read(sources: Sources, limit: float) -> Params:
     return params
 
 
-def about(path: Path) -> dict[str, Any]:
-    """What the config.json beside a model.safetensors says of the weights; empty where there is none.
+class About(NamedTuple):
+    """What is known of weights from the config.json beside them; None where it does not say."""
 
-    Raises UserError where it is damaged.
-    """
-    path = (path if path.is_dir() else path.parent) / "config.json"
-    if not path.is_file() or not path.with_name("model.safetensors").is_file():
-        return {}
+    update: int | None = None
+    heldout: float | None = None  # bits per byte
+    trained_on: str | None = None
+    digest: str | None = None
+
+
+def about(path: Path) -> About:
+    """What the config.json beside a model.safetensors says of the weights. Raises UserError where it is damaged."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    config = file.with_name("config.json")
+    others = path.is_dir() and any((path / first).exists() for first in ("0.npy", "xaa"))  # which are read instead
+    if file.name != "model.safetensors" or not file.is_file() or not config.is_file() or others:
+        return About()
+    otherwise = "restore it, or remove it"
     try:
-        said = json.loads(path.read_bytes())
-        require(isinstance(said, dict), "it holds no object")
-        update, heldout, data = (said.get(name) for name in ("update", "bits_per_byte_heldout", "trained_on"))
-        known = type(update) in (int, NoneType) and type(heldout) in (int, float, NoneType)
-        known = known and isinstance(data, str | None)
-        require(known and math.isfinite(heldout or 0), "its fields make no sense")
-        return {"update": update, "heldout": None if heldout is None else float(heldout), "trained_on": data}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; restore it, or remove it") from None
+        said = read_json(config)
+    except Damaged as error:
+        raise UserError(f"{error}; {otherwise}") from None
+    found = About(*map(said.get, ("update", "bits_per_byte_heldout", "trained_on", "digest")))
+    known = type(found.update) in (int, NoneType) and type(found.heldout) in (int, float, NoneType)
+    known = known and all(isinstance(text, str | None) for text in (found.trained_on, found.digest))
+    require(known and math.isfinite(found.heldout or 0), f"{config} is damaged: its fields make no sense; {otherwise}")
+    changed = f"{config} is not as it was written; {otherwise}, or, to keep what was changed, remove its checksum"
+    require(is_sealed(said), changed)
+    return found._replace(heldout=None if found.heldout is None else float(found.heldout))
 
 
 def write(params: Params, path: Path, format: Format, about: dict[str, Any], records: Sequence[UnitRecord]) -> None:
@@ -286,7 +301,7 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
     of_bytes = len(params["embed"]) == len(params["out_b"]) == 256
     require(of_bytes or format == "safetensors", f"a {format} folder holds models of bytes only; use safetensors")
     held = {name: np.asarray(array) for name, array in params.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
         if format == "openai":
@@ -297,14 +312,17 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
                 _save_seed(held, file)
         else:
             about = about | {"units": [units.summary(record) for record in records]}
-            (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (temporary / "config.json").write_text(json.dumps(seal(about), indent=2) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(card(about), encoding="utf-8")
             safetensors.numpy.save_file(held, temporary / "model.safetensors")
             # safetensors writes for the owner alone.
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
             for record in records:
                 units.save(record, temporary / "units")
+        sync_files(file for file in temporary.rglob("*") if file.is_file())
+        sync_folder(temporary)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:

@@ -19,12 +19,21 @@ LARGEST_JSON = 64 << 20  # bytes of a JSON file of ours; the largest, a manifest
 DEEPEST_JSON = 32  # levels of nesting
 
 
+LFS = b"version https://git-lfs.github.com/spec/"
+
+
 class Damaged(UserError):
     """A file of ours does not hold what we wrote. A failing disk or network is an OSError instead."""
 
 
 class Unwritable(UserError):
     """A file cannot be written: the disk is full, no descriptor is left, the folder is gone or not ours."""
+
+
+def refuse_pointer(start: bytes, name: str) -> None:
+    """Raise UserError where a file begins as what Git LFS leaves in its place until it is fetched."""
+    if start.startswith(LFS):
+        raise UserError(f"{name} is a Git LFS pointer, not the data; fetch them with: git lfs pull")
 
 
 def cache_dir() -> Path:

@@ -41,7 +41,13 @@ def load(
     path = Path(path)
     if not checkpoint.is_run(path):
         require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
-        return LanguageModel(convert.read(path), path, precision=chosen, **convert.about(path))
+        about = convert.about(path)._asdict()
+        written = about.pop("digest")
+        model = LanguageModel(convert.read(path), path, precision=chosen, **about)
+        changed = "does not fit the SHA-256 in the config.json beside it: it has changed since it was written"
+        file = path / "model.safetensors" if path.is_dir() else path
+        require(written in (None, model.digest), f"{file} {changed}; get it again, or remove that config.json")
+        return model
     params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
     data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"

@@ -434,7 +434,7 @@ def test_a_card_says_what_is_not_known(lm, tmp_path, monkeypatch):
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "| trained on | not known |" in card and "Not measured" in card
     (tmp_path / "hub" / "config.json").write_text('{"update": "many"}')
-    with pytest.raises(UserError, match="config.json cannot be read"):
+    with pytest.raises(UserError, match="config.json is damaged"):
         mlstm_jax.load(tmp_path / "hub")
 
 
@@ -499,13 +499,74 @@ def test_records_beside_weights_that_cannot_be_read_do_not_stand_in_the_way(lm, 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[]", '{"update": true}', '{"bits_per_byte_heldout": NaN}', '{"trained_on": 3}', "\0"]
+    "text",
+    ["[" * 100_000, "[]", '{"update": true}', '{"bits_per_byte_heldout": NaN}', '{"trained_on": 3}', "\0"]
+    + ['{"update": 1' + "0" * 400 + "}", '{"update": 1' + "0" * 5000 + "}", '{"bits_per_byte_heldout": 1e999}']
+    + ['{"digest": 7}', '{"a":' * 900 + "1" + "}" * 900, '{"update": "\x1b[2J"}', "\ud800"],
 )
 def test_a_damaged_config_beside_weights_is_one_clear_line(lm, tmp_path, text):
     lm.save(tmp_path / "hub")
-    (tmp_path / "hub" / "config.json").write_text(text)
-    with pytest.raises(UserError, match="config.json cannot be read: .*; restore it, or remove it"):
+    (tmp_path / "hub" / "config.json").write_text(text, errors="surrogatepass")
+    with pytest.raises(UserError, match="config.json is damaged: .*; restore it, or remove it$"):
         mlstm_jax.load(tmp_path / "hub")
+
+
+def test_a_flipped_bit_of_a_folder_of_weights_is_noticed(lm, tmp_path):
+    LanguageModel(lm.params, tmp_path, update=1200, heldout=1.6789, trained_on="reviews").save(tmp_path / "hub")
+    known = lambda model: (model.digest, model.update, model.bits_per_byte_heldout, model.trained_on)
+    whole, rng, unnoticed = known(mlstm_jax.load(tmp_path / "hub")), np.random.default_rng(0), 0
+    for name, first in (("model.safetensors", None), ("model.safetensors", 900), ("config.json", None)):
+        file = tmp_path / "hub" / name
+        written = file.read_bytes()
+        for place, bit in zip(rng.integers(0, first or len(written), 40), rng.integers(0, 8, 40), strict=True):
+            changed = bytearray(written)
+            changed[place] ^= 1 << bit
+            file.write_bytes(changed)
+            try:
+                assert known(mlstm_jax.load(tmp_path / "hub")) == whole
+                unnoticed += 1
+            except UserError as error:
+                assert str(error).startswith(str(tmp_path / "hub")) and "\n" not in str(error)
+        file.write_bytes(written)
+    assert unnoticed <= 2  # the name of the checksum itself may be flipped: nothing else is wrong then
+
+
+def test_weights_of_another_folder_do_not_pass_for_those_of_a_config(lm, tmp_path):
+    LanguageModel(lm.params | {"b": lm.params["b"] + 1}, tmp_path).save(tmp_path / "other")
+    lm.save(tmp_path / "hub")
+    other = (tmp_path / "other" / "model.safetensors").read_bytes()
+    (tmp_path / "hub" / "model.safetensors").write_bytes(other)
+    with pytest.raises(UserError, match="model.safetensors does not fit the SHA-256 in the config.json beside it"):
+        mlstm_jax.load(tmp_path / "hub")
+    config = tmp_path / "hub" / "config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {"trained_on": "mine"}))
+    with pytest.raises(UserError, match="config.json is not as it was written"):
+        mlstm_jax.load(tmp_path / "hub")
+    for gone in ("checksum", "digest"):  # as older folders have none
+        del fields[gone]
+    config.write_text(json.dumps(fields | {"trained_on": "mine"}))
+    assert mlstm_jax.load(tmp_path / "hub").trained_on == "mine"
+    lm.save(tmp_path / "openai", "openai")
+    for file in (tmp_path / "openai").iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    assert mlstm_jax.load(tmp_path / "other").digest == lm.digest  # the config.json there is not theirs
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "m.pt", "model_weights.npz", "model.npy", "3.npy", "xab"])
+def test_a_pointer_of_git_lfs_is_told_from_weights(lm, golden, tmp_path, name):
+    lm.save(tmp_path / "hub")
+    for file in (golden / "openai" / "model").glob("*.npy") if name == "3.npy" else ():
+        (tmp_path / "hub" / file.name).write_bytes(file.read_bytes())
+    if name == "xab":
+        (tmp_path / "hub" / "xaa").write_bytes(b"\x93NUMPY")
+    elif name != "3.npy":
+        (tmp_path / "hub" / "model.safetensors").unlink()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 344000000\n"
+    (tmp_path / "hub" / name).write_bytes(pointer)
+    for path in (tmp_path / "hub", tmp_path / "hub" / name)[: 1 if name == "3.npy" else 2]:
+        with pytest.raises(UserError, match=f"{name} is a Git LFS pointer, not the data; .*: git lfs pull$"):
+            mlstm_jax.load(path)
 
 
 def test_a_folder_of_weights_with_a_config_of_another_kind_is_no_run(golden, tmp_path):

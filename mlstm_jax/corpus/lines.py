@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlstm_jax.config import UserError, require
+from mlstm_jax.disk import LFS, refuse_pointer
 from mlstm_jax.text import decode
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
@@ -22,7 +23,6 @@ LINE = 16 << 20  # bytes of the longest line that is read
 TOO_LONG = f"longer than {LINE >> 20} MB; one review a line is read"
 PIECE = 1 << 18  # bytes that are decompressed at a time
 HEAD = 1 << 20  # bytes of whole lines that come first: among their records the keys are looked for
-LFS = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves where it has not fetched a file
 
 
 @contextmanager
@@ -37,8 +37,7 @@ def opened(name: str) -> Iterator[BufferedIOBase]:
     except OSError as error:
         raise UserError(f"{name}: {error.strerror or error}") from None
     with file:
-        pointer = f"{name} is a Git LFS pointer, not the data; fetch them with: git lfs pull"
-        require(not file.peek(len(LFS)).startswith(LFS), pointer)
+        refuse_pointer(file.peek(len(LFS)), name)
         yield file
 
 
