@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -66,7 +67,7 @@ def _products(a, w, rows, firsts):
         return tuple(s + dot(part, w[k, pl.ds(first, COLUMNS)]) for s, first in zip(sums, firsts, strict=True))
 
     start = tuple(jnp.zeros((rows.size, COLUMNS), jnp.float32) for _ in firsts)
-    return jax.lax.fori_loop(0, deep // DEPTH, add, start)
+    return jax.lax.fori_loop(np.int32(0), np.int32(deep // DEPTH), add, start)
 
 
 def _forward(wmh, wh, x, mx, data, state, interpret):
@@ -84,7 +85,7 @@ def _forward(wmh, wh, x, mx, data, state, interpret):
         return c, h, hs, cs, zs, mhs
 
     c, h = state
-    c_last, h_last, hs, cs, zs, mhs = jax.lax.fori_loop(0, time, body, (c, h.astype(dtype), *kept))
+    c_last, h_last, hs, cs, zs, mhs = jax.lax.fori_loop(np.int32(0), np.int32(time), body, (c, h.astype(dtype), *kept))
     return (c_last, h_last.astype(c.dtype)), hs, cs, (zs, mhs)
 
 
@@ -132,7 +133,7 @@ def _backward(wmh_t, wh_t, mx, data, zs, cs_before, dhs, last, interpret):
         return dc, d, zs, dms
 
     start = dc, jnp.zeros((batch, hidden), dtype), zs, jnp.zeros((time, batch, hidden), dtype)
-    dc, d, dzs, dms = jax.lax.fori_loop(0, time, body, start)
+    dc, d, dzs, dms = jax.lax.fori_loop(np.int32(0), np.int32(time), body, start)
     return (dc, dot(d, wmh_t)), dzs, dms
 
 
