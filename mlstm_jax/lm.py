@@ -44,9 +44,10 @@ def load(
         about = convert.about(path)._asdict()
         written = about.pop("digest")
         model = LanguageModel(convert.read(path), path, precision=chosen, **about)
-        changed = "does not fit the SHA-256 in the config.json beside it: it has changed since it was written"
         file = path / "model.safetensors" if path.is_dir() else path
-        require(written in (None, model.digest), f"{file} {changed}; get it again, or remove that config.json")
+        changed = f"{file} does not fit the SHA-256 in the config.json beside it: it has changed since it was written"
+        otherwise = "get it again, or, if it was changed on purpose, remove digest and checksum from that config.json"
+        require(written in (None, model.digest), f"{changed}; {otherwise}")
         return model
     params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
