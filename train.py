@@ -95,6 +95,8 @@ def main(args: list[str] | None = None) -> int:
     if not sharding.is_first():
         configs.mute()  # one process speaks for all
         return run(config, run_dir, corpus, windows)
+    for note in corpus.notes:
+        say(note, sys.stderr)
     say(corpus.summary)
     say(
         f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "

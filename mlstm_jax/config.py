@@ -77,6 +77,8 @@ class Config:
     row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """Lines of a file that cannot be read: skip leaves them out and counts them, fail stops at the first."""
     shards: int = 1
     """Training reviews are shuffled into this many shards; the carried state is reset at the start of each."""
     heldout: float = 0.02

@@ -30,7 +30,17 @@ from jaxtyping import Bool, Float
 
 from mlstm_jax import units
 from mlstm_jax.config import UserError, mute, require, script
-from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Chunk, Source, chunks, parse, sources, unchanged
+from mlstm_jax.corpus.readers import (
+    COMPRESSIONS,
+    KINDS,
+    Chunk,
+    Source,
+    chunks,
+    labels_within,
+    parse,
+    sources,
+    unchanged,
+)
 from mlstm_jax.corpus.records import Keys
 from mlstm_jax.disk import Damaged, atomic, is_sealed, read_json, seal, sync_folder
 from mlstm_jax.log import progress
@@ -158,6 +168,8 @@ def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
         cut = chunks(source, index, keys, CHUNK if source.name == "-" else 1)
         first = next(cut, None)
         labelled |= first is not None and first.keys.label is not None
+        if words := first and labels_within(source, first):
+            say(words, sys.stderr)
         if source.name == "-":  # it cannot be read twice
             parts.append(chain([first] if first else [], cut))
         else:

@@ -278,6 +278,37 @@ def test_an_empty_text_file_is_refused(tmp_path):
             build(Config(data=str(put(tmp_path / "a.txt", data))))
 
 
+BAD = {"a.jsonl": ('{"text": "%s"}', '{"text": "cut'), "a.csv": ("1,%s", "0"), "a.tsv": ("1\t%s", "0")}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("bad", [1, 20])
+def test_lines_that_cannot_be_read_are_left_out_and_counted(tmp_path, name, bad):
+    """The rest is read as if they were not there; --on-error fail stops at the first."""
+    good, wrong = BAD[name]
+    header = ["label,text".replace(",", "\t" if "tsv" in name else ",")] * (name != "a.jsonl")
+    lines = header + [good % f"text {i}" for i in range(40)]
+    whole = build(Config(data=str(put(tmp_path / f"whole_{name}", "\n".join(lines)))))
+    path = put(tmp_path / name, "\n".join(lines[:10] + [wrong] * bad + lines[10:]))
+    corpus = build(Config(data=str(path)))
+    assert corpus.digest == whole.digest and whole.notes == ()
+    (note,) = corpus.notes
+    assert note.startswith(f"{path}: rows left out: {bad} that cannot be read (the first: ")
+    assert note.endswith(", line 11" if bad == 1 else ", lines 11, 12, 13 ...") and "\n" not in note
+    with pytest.raises(UserError, match=f"{name}, line 11: "):
+        build(Config(data=str(path), on_error="fail"))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_most_of_which_cannot_be_read_is_refused(tmp_path, name):
+    good, wrong = BAD[name]
+    header = ["label,text".replace(",", "\t" if "tsv" in name else ",")] * (name != "a.jsonl")
+    path = put(tmp_path / name, "\n".join(header + [good % f"text {i}" for i in range(9)] + [wrong] * 10))
+    line = 10 + len(header)
+    with pytest.raises(UserError, match=rf"{name}: 10 of 19 rows cannot be read; the first is line {line}: "):
+        build(Config(data=str(path)))
+
+
 def test_more_shards_than_reviews_are_refused(tmp_path):
     with pytest.raises(UserError, match="1 training reviews do not fill 2 shards; lower --shards"):
         corpus_of(tmp_path / "a.jsonl", three, shards=2)

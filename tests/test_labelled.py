@@ -299,7 +299,7 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         ("a.jsonl", b"\n \n", "FILE holds no text with a label"),
         ("a.csv", b"text,label\n", "FILE holds no text with a label"),
         ("a.csv", b"text,label\nx,\n,a\n", "FILE holds no text with a label"),
-        ("a.jsonl", b"no JSON\n", "FILE holds no text with a label"),
+        ("a.jsonl", b"no JSON\n", "FILE: 1 of 1 rows cannot be read; the first is line 1: not JSON"),
         ("a.csv", csv_of(many("bad", "good"), ("text", "mood")), "FILE: none of overall, rating, star_rating, "),
         ("a.jsonl", b'{"text": "a", "mood": 1}\n', "name the label with --label-key"),
         ("a.csv", csv_of(many("bad", "good"), ("said", "label")), "name the text with --text-key, one of: said, label"),

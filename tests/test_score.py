@@ -76,6 +76,13 @@ def texts_file(path, texts=TEXTS, labels=None):
 # Rows
 
 
+def test_labels_within_the_lines_of_a_text_file_are_no_part_of_its_texts(run, tmp_path, capsys):
+    source = put(tmp_path / "a.txt", "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(TEXTS * 3)))
+    rows = scored(run, source, tmp_path / "b.csv")
+    assert [row["text"] for row in rows] == TEXTS * 3 and [row["label"] for row in rows] == list("010101010101010")
+    assert capsys.readouterr().err.count("its lines hold labels (a tab and a label at the end)") == 1
+
+
 @pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
 def test_values_are_those_of_each_text_alone_in_the_feature_of_the_record(run, tmp_path, feature):
     model = lm.load(run)

@@ -496,6 +496,19 @@ def test_bad_data_is_one_clear_line_and_makes_no_run(content, more, message, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bad_row_is_left_out_of_training_in_one_line(tmp_path, capsys):
+    data = tmp_path / "reviews.csv"
+    rows = [f'"a good film, number {i}, of the kind that I like",1' for i in range(200)]
+    rows[99] = '"a "film" of that kind",1'
+    data.write_text("\n".join(["text,label", *rows]))
+    assert train.main(arguments(data, tmp_path / "run", "--updates", "1")) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert said.startswith(f"{data}: rows left out: 1 that cannot be read (") and said.endswith(", line 101")
+    with pytest.raises(UserError, match="reviews.csv, line 101: "):
+        train.main(arguments(data, tmp_path / "strict", "--updates", "1", "--on-error", "fail"))
+    assert not (tmp_path / "strict").exists()
+
+
 def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
     import mlstm_jax
 

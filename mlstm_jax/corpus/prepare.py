@@ -9,6 +9,7 @@ keys is the shuffle: the result depends neither on the number of workers nor on 
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,7 +28,7 @@ import numpy as np
 
 from mlstm_jax.config import UserError, require, undisturbed
 from mlstm_jax.corpus import runs, shards
-from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
+from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, labels_within, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Digested, Part
 from mlstm_jax.disk import (
     Damaged,
@@ -284,6 +285,8 @@ def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[
     """The chunks of a source, with its name; those that have a run already come empty."""
     index, source = item
     for chunk in chunks(source, index, keys):
+        if words := labels_within(source, chunk):
+            print(printable(words), file=sys.stderr)
         made = runs.path(work, chunk).with_suffix(".json").exists()
         yield source.name, chunk._replace(payload=b"") if made else chunk
 

@@ -7,13 +7,14 @@ every line or row that is not blank is a text, an empty text, or said to be wron
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mlstm_jax.config import UserError, require
-from mlstm_jax.corpus import tables
+from mlstm_jax.corpus import answers, tables
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
 from mlstm_jax.corpus.records import Keys, keys_of_lines, line_reader
 from mlstm_jax.corpus.tables import Row
@@ -53,16 +54,63 @@ class Chunk(NamedTuple):
     """Bytes of the file, as it is stored, since the chunk before; together they are its size. 0 where it has none."""
 
 
-def read_texts(path: str | Path, key: str | None = None) -> Iterator[str]:
+def read_texts(
+    path: str | Path,
+    key: str | None = None,
+    on_error: Literal["skip", "fail"] = "fail",
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[str]:
     """The texts of whatever `sources` takes, in order; `key` names the text in its records.
 
-    Raises UserError as `sources` and `chunks` do, and for the first line that is wrong.
+    Says what is left out. Raises UserError as `sources` and `chunks` do, and for the first line that is wrong; with
+    "skip" for a source more than half of whose lines are.
     """
     for index, source in enumerate(sources([str(path)])):
+        count, bad, why = 0, [], ""
         for chunk in chunks(source, index, Keys(key)):
+            if words := labels_within(source, chunk):
+                say(words)
             for line, text, _, wrong in parse(chunk):
-                require(wrong is None, f"{source.name}, line {line}: {wrong}")
-                yield text
+                count += 1
+                if wrong is None:
+                    yield text
+                else:
+                    require(on_error == "skip", f"{source.name}, line {line}: {wrong}")
+                    bad.append(line)
+                    why = why or wrong
+        require_most_readable(source, count, bad, why)
+        if bad:
+            say(left_out(source, {cannot_be_read(why): bad}))
+
+
+# What is said of a source
+
+
+def labels_within(source: Source, chunk: Chunk) -> str | None:
+    """What people should know of a text file whose lines hold labels, with its first chunk; else None."""
+    if chunk.kind == "lines" and chunk.keys.label and chunk.number == 0:
+        kind = f"its lines hold labels ({chunk.keys.label}); they are split off, and no part of the texts"
+        return f"{source.name}: {kind}"
+    return None
+
+
+def left_out(source: Source, lines: dict[str, list[int]]) -> str:
+    """Lines of a source that are left out, by what is wrong with them: how many, and the first."""
+    first = lambda found: ", ".join(map(str, found[:3])) + " ..." * (len(found) > 3)
+    said = (f"{len(found):,} {what}, line{'s' * (len(found) > 1)} {first(found)}" for what, found in lines.items())
+    return f"{source.name}: rows left out: {'; '.join(said)}"
+
+
+def cannot_be_read(why: str) -> str:
+    """What is said of lines that are wrong, and why the first of them is."""
+    return f"that cannot be read (the first: {why})"
+
+
+def require_most_readable(source: Source, count: int, bad: list[int], why: str) -> None:
+    """Raise UserError where more than half of a source's lines are wrong."""
+    if 2 * len(bad) > count:
+        most = f"{len(bad):,} of {count:,} rows cannot be read"
+        raise UserError(f"{source.name}: {most}; the first is line {bad[0]}: {why}")
 
 
 # What there is to read
@@ -184,6 +232,8 @@ def _file_of_lines(source, keys, size):
             named, why = "--text-key" if keys.text else "--label-key", "every line of a .txt file is a text"
             fits = kind == "json" or keys == Keys()
             require(fits, f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")
+            if kind == "lines":
+                keys = Keys(None, answers.layout(head))
             payloads = cut(chain([head], found), size)
         for payload in payloads:
             yield kind, keys, payload, 0 if source.size is None else file.tell()
@@ -232,7 +282,10 @@ def parse(chunk: Chunk) -> Iterator[Row]:
     if isinstance(chunk.payload, list):
         yield from chunk.payload
         return
-    read = line_reader(chunk.keys) if chunk.kind == "json" else _line
+    if chunk.kind == "json":
+        read = line_reader(chunk.keys)
+    else:
+        read = partial(answers.split, name=chunk.keys.label) if chunk.keys.label else _line
     for number, line in enumerate(chunk.payload.split(b"\n"), chunk.line):
         if len(line) > LINE:
             yield number, kept(line), None, TOO_LONG

@@ -13,7 +13,18 @@ import numpy as np
 
 from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.packaged import split_of
-from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, chunks, parse, sources
+from mlstm_jax.corpus.readers import (
+    COMPRESSIONS,
+    KINDS,
+    Source,
+    cannot_be_read,
+    chunks,
+    labels_within,
+    left_out,
+    parse,
+    require_most_readable,
+    sources,
+)
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
@@ -115,13 +126,16 @@ def _labelled(source: Source, keys: Keys) -> Read:
     require(source.size != 0, f"{source.name} is empty; it needs texts with labels")
     plain = f"{source.name}: plain text has no labels; give CSV, TSV, JSON lines or Parquet"
     nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with --label-key"
-    rows, left, bad = [], {}, None
+    rows, left, bad, why, count = [], {}, [], "", 0
     for chunk in _headed(source, keys):
-        require(chunk.kind != "lines", plain)
+        require(chunk.kind != "lines" or chunk.keys.label, plain)
+        if words := labels_within(source, chunk):
+            say(words, sys.stderr)
         for line, text, label, wrong in parse(chunk):
+            count += 1
             if wrong:
-                bad = bad or f"that cannot be read (the first: {wrong})"
-                left.setdefault(bad, []).append(line)
+                why = why or wrong
+                bad.append(line)
                 continue
             require(chunk.keys.label, nameless)
             label, framed = decode(encode(label or "")).strip(), frame(text)
@@ -131,6 +145,9 @@ def _labelled(source: Source, keys: Keys) -> Read:
                 left.setdefault("without a text", []).append(line)
             else:
                 rows.append(Labelled(line, text, label, framed))
+    require_most_readable(source, count, bad, why)
+    if bad:
+        left[cannot_be_read(why)] = bad
     return Read(source, rows, left)
 
 
@@ -182,12 +199,7 @@ def _fixed(read):
 
 def _report(source, left):
     if left:
-        said = (f"{len(lines):,} {what}, line{_lines(lines)}" for what, lines in left.items())
-        say(f"{source.name}: rows left out: {'; '.join(said)}", sys.stderr)
-
-
-def _lines(lines):
-    return "s" * (len(lines) > 1) + " " + ", ".join(map(str, lines[:3])) + " ..." * (len(lines) > 3)
+        say(left_out(source, left), sys.stderr)
 
 
 # Classes
