@@ -310,7 +310,7 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         (
             "a.csv",
             b"a good film,1\na bad film,0\n",
-            "give --text-key and --label-key as numbers of columns; a file's first line names its columns, as in text,label",
+            "as numbers of columns; a file's first line names its columns, as in text,label",
         ),
         ("a.csv", b"text,label\n" + b"x" * 10**6 + b",a\n", "FILE: all texts have the label 'a'"),
         ("a.csv", csv_of(many("a")), "FILE: all texts have the label 'a'; two classes or more are needed"),

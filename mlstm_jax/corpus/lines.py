@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlstm_jax.config import UserError, require
+from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
 from mlstm_jax.text import decode
 
@@ -41,14 +42,17 @@ def opened(name: str) -> Iterator[BufferedIOBase]:
         yield file
 
 
-def blocks(file: BufferedIOBase, name: str) -> Iterator[bytes]:
+def blocks(file: BufferedIOBase, name: str, as_json: bool = False) -> Iterator[bytes]:
     """Whole lines, about 1 MB of them at a time, without a byte order mark; at least one block.
 
     UTF-16 and UTF-32 become UTF-8, and line ends \\r become \\n where the first megabyte has no other. A line that is
-    longer than LINE is cut, and still longer than LINE. Raises UserError for what is no text, and for what is damaged,
-    after all that comes before it.
+    longer than LINE is cut, and still longer than LINE. As JSON, every object of an array, or of several lines, becomes
+    a line. Raises UserError for what is no text, and for what is damaged, after all that comes before it.
     """
-    found = cut(_limited(_newlines(_utf8(_pieces(file, name), name))), HEAD)
+    head, pieces = ahead(_newlines(_utf8(_pieces(file, name), name)))
+    if as_json and is_document(head):
+        pieces = one_a_line(pieces, name, LINE)
+    found = cut(_limited(pieces), HEAD)
     yield next(found, b"").removeprefix(BOM_UTF8)
     yield from found
 

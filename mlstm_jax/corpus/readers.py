@@ -218,7 +218,7 @@ def chunks(source: Source, index: int, keys: Keys, size: int = 16 << 20) -> Iter
 
 def _file_of_lines(source, keys, size):
     with opened(source.name) as file:
-        found = blocks(file, source.name)
+        found = blocks(file, source.name, source.kind == "json" or source.name == "-")
         kind = source.kind
         if kind in ("csv", "tsv"):
             keys, rows = tables.separated(found, "\t" if kind == "tsv" else ",", keys, source.name)
