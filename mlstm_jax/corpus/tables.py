@@ -11,7 +11,7 @@ from itertools import chain
 from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.dialects import recognise
-from mlstm_jax.corpus.lines import kept, optional
+from mlstm_jax.corpus.lines import HEAD, kept, optional
 from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
 from mlstm_jax.text import say
 
@@ -26,7 +26,8 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
     """
     blocks = iter(blocks)
     head = next(blocks, b"")
-    dialect = recognise(head, delimiter, name)
+    short = head if len(head) < 2 * HEAD else head[: head.rfind(b"\n", 0, HEAD) + 1]  # a long line says little
+    dialect = recognise(short or head[:HEAD], delimiter, name)
     rows = dialects.rows(dialects.lines(chain([head], blocks), dialect, name), dialect)
     first = number, header, _, wrong = next(rows, (dialect.start, [], b"", None))
     where = f"{name}, line {number}"
