@@ -9,6 +9,7 @@ import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
@@ -49,8 +50,8 @@ def blocks(file: BufferedIOBase, name: str, as_json: bool = False) -> Iterator[b
     longer than LINE is cut, and still longer than LINE. As JSON, every object of an array, or of several lines, becomes
     a line. Raises UserError for what is no text, and for what is damaged, after all that comes before it.
     """
-    head, pieces = ahead(_newlines(_utf8(_pieces(file, name), name)))
-    if as_json and is_document(head):
+    document, pieces = _ahead(_newlines(_utf8(_pieces(file, name), name)), is_document)
+    if as_json and document:
         pieces = one_a_line(pieces, name, LINE)
     found = cut(_limited(pieces), HEAD)
     yield next(found, b"").removeprefix(BOM_UTF8)
@@ -104,16 +105,16 @@ BINARY = {
 }
 
 
-def ahead(pieces: Iterable[bytes], size: int = HEAD) -> tuple[bytes, Iterator[bytes]]:
-    """The first `size` bytes or more, as far as there are any, and all pieces, which raise what they would have."""
+def _ahead(pieces, judge):
+    """What `judge` says of the first megabyte, which is not kept, and all pieces, which raise what they would have."""
     first, held, pieces = [], 0, iter(pieces)
     try:
-        while held < size and (piece := next(pieces, None)) is not None:
+        while held < HEAD and (piece := next(pieces, None)) is not None:
             first.append(piece)
             held += len(piece)
     except UserError as error:
         pieces = _raising(error)
-    return b"".join(first), chain(first, pieces)
+    return judge(b"".join(first)), chain(first, pieces)
 
 
 def _raising(error):
@@ -123,10 +124,8 @@ def _raising(error):
 
 def _utf8(pieces, name):
     """Pieces as UTF-8, whatever they are encoded in; raises UserError for what is no text."""
-    head, pieces = ahead(pieces)
-    encoding = _encoding(head)
+    encoding, pieces = _ahead(pieces, partial(_encoding, name=name))
     if encoding is None:
-        _require_text(head, name)
         yield from pieces
         return
     decoder = getincrementaldecoder(encoding)("replace")
@@ -143,7 +142,7 @@ def _require_text(head, name):
     require(10 * max(zeros, invalid) <= len(head), f"{name}: no text, by the zero bytes in it: {either}")
 
 
-def _encoding(head):
+def _encoding(head, name):
     """The encoding, where it is UTF-16 or UTF-32: by the byte order mark, or by zeros as every second byte."""
     if marked := next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None):
         return marked
@@ -151,13 +150,13 @@ def _encoding(head):
     for zeros, others, encoding in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
         if zeros > 0.4 * most and 50 * others <= zeros:
             return encoding
+    _require_text(head, name)
     return None
 
 
 def _newlines(pieces):
     """Pieces whose lines end in newlines, where they end in carriage returns alone."""
-    head, pieces = ahead(pieces)
-    alone = b"\r" in head and b"\n" not in head
+    alone, pieces = _ahead(pieces, lambda head: b"\r" in head and b"\n" not in head)
     yield from (piece.replace(b"\r", b"\n") for piece in pieces) if alone else pieces
 
 
