@@ -4,7 +4,9 @@
 """
 
 import contextlib
+import gc
 import io
+import logging
 import os
 import shutil
 import signal
@@ -175,24 +177,38 @@ def copied(source: Path, target: Path) -> Path:
 def judge(figures: Figures, about: str, function: Callable[[], Any], right: Callable[[Any, str], bool]) -> None:
     """Count what a reader makes of a damaged file: it refuses in one line, or what it gives is `right`.
 
-    `right` gets what is returned and what was printed.
+    `right` gets what is returned and what was printed. Libraries' loggers and threads may print no traceback, either.
     """
     said = io.StringIO()
+    log = logging.StreamHandler(said)
+    logging.getLogger().addHandler(log)
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = lambda told: said.write(f"Traceback (most recent call last): {told.exc_value!r}\n")
+    sys.excepthook = lambda *told: said.write(f"Traceback (most recent call last): {told[1]!r}\n")
+    result = refusal = None
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            result = function()
-    except (UserError, OSError) as error:
-        if "\n" in str(error):
-            figures.fail("refused in more than one line", f"{about}: {error}")
-        else:
-            figures.count("refused in one line")
-    except Exception as error:
-        figures.fail("traceback", f"{about}: {type(error).__name__}: {error}")
+            try:
+                result = function()
+            except Exception as error:
+                refusal = error
+                error.__traceback__ = None
+            gc.collect()  # what is printed when an object goes
+    finally:
+        logging.getLogger().removeHandler(log)
+        sys.unraisablehook, sys.excepthook = hooks
+    told = said.getvalue()
+    if "Traceback (most recent" in told:
+        figures.fail("traceback printed", f"{about}: {told[:1000]}")
+    elif isinstance(refusal, UserError | OSError):
+        one = "\n" not in str(refusal)
+        figures.count("refused in one line") if one else figures.fail("refused in many lines", f"{about}: {refusal}")
+    elif refusal is not None:
+        figures.fail("traceback", f"{about}: {type(refusal).__name__}: {refusal}")
+    elif right(result, told):
+        figures.count("right, with a word" if told else "right")
     else:
-        if right(result, said.getvalue()):
-            figures.count("right, with a word" if said.getvalue() else "right")
-        else:
-            figures.fail("silently wrong", f"{about}: {said.getvalue()[-300:]}")
+        figures.fail("silently wrong", f"{about}: {told[-300:]}")
 
 
 # Limits
