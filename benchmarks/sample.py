@@ -25,6 +25,7 @@ from benchmarks.common import (
 )
 from mlstm_jax import generate, model
 from mlstm_jax.config import ModelConfig
+from mlstm_jax.recurrence import Held
 
 
 def main(
@@ -50,7 +51,7 @@ def main(
     )
     for num in lanes:
         write(num, length)
-    held = jnp.ones(hidden)
+    held = Held(units=jnp.ones(hidden, bool), values=jnp.ones(hidden))
     with compilations() as compiled:
         write(lanes[0], length // 2 + 1, 0.1, clamp=held, seed=3)
         write(lanes[0], length + 1, 0.0, top_k=3, top_p=0.5)

@@ -144,7 +144,8 @@ def test_over_data_the_gradients_are_reduced_at_once_and_nothing_else_is_said(up
     _, outside, _ = collectives(updates["8x1x1"]["program"])
     gradients = ["f32[256,4,1,48]", "f32[256,48]", "f32[48,48]", "f32[48,192]", "f32[48,256]", "f32[256]"]
     assert [(operation, sorted(shapes)) for operation, shapes in outside] == [
-        ("all-reduce", sorted([*gradients, "f32[]"]))  # the last one is the loss
+        ("all-reduce", sorted([*gradients, "f32[]"])),  # the last one is the loss
+        ("all-reduce", ["pred[]", "pred[]"]),  # whether the carried states, c and h, are finite on every device
     ]
 
 
