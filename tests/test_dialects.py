@@ -11,7 +11,7 @@ import pytest
 from reading import BOM, complaint, put, rows_of
 
 from mlstm_jax.corpus.dialects import Dialect, recognise
-from mlstm_jax.corpus.readers import Keys
+from mlstm_jax.corpus.readers import Keys, read_texts
 from mlstm_jax.text import decode
 
 # Files of random dialects
@@ -60,18 +60,21 @@ def table(draw, rows):
     return suffix, out.getvalue(), delimiter in ",;\t" and not escaped and quoting != csv.QUOTE_NONE
 
 
-def json_lines(draw, rows):
-    """The same of JSON lines."""
-    ascii_only = draw.random() < 0.5
-    lines = [json.dumps({"label": label, "text": text}, ensure_ascii=ascii_only) for text, label in rows]
-    return draw.choice([".json", ".jsonl"]), "\n".join(lines), True
+def json_file(draw, rows):
+    """The same of JSON: one object a line, objects over several lines, or one array, indented or not."""
+    ascii_only, form = draw.random() < 0.5, draw.choice(["lines", "indented", "array"])
+    indent = None if form == "lines" else draw.choice([1, 2, "\t"]) if form == "indented" else draw.choice([None, 0, 2])
+    objects = [{"label": label, "text": text} for text, label in rows]
+    whole = [objects] if form == "array" else objects
+    text = "\n".join(json.dumps(one, ensure_ascii=ascii_only, indent=indent) for one in whole)
+    return draw.choice([".json", ".jsonl"]), text.replace("\n", draw.choice(["\n", "\r\n"])), True
 
 
 def written(seed):
     """Rows, and suffix and bytes of a file of them in a random dialect, and whether it has to be read."""
     draw = random.Random(seed)
     while True:
-        rows, encoding, write = drawn(draw), draw.choice(list(ENCODINGS)), draw.choice([table, table, json_lines])
+        rows, encoding, write = drawn(draw), draw.choice(list(ENCODINGS)), draw.choice([table, table, json_file])
         try:
             suffix, text, usual = write(draw, rows)
             data = ENCODINGS[encoding] + text.encode(encoding)
@@ -79,7 +82,8 @@ def written(seed):
             continue
         if encoding == "cp1252" and not text.isascii():  # bytes that are no UTF-8 are kept
             rows = [tuple(decode(cell.encode(encoding)) for cell in row) for row in rows]
-        return rows, suffix, data, usual and encoding != "cp1252" and "16" not in encoding
+        usual = usual and encoding != "cp1252" and (write is json_file or "16" not in encoding)
+        return rows, suffix, data, usual
 
 
 @pytest.mark.parametrize("seeds", [range(400), pytest.param(range(400, 2400), marks=pytest.mark.slow)])
@@ -87,8 +91,10 @@ def test_a_file_of_any_dialect_is_read_as_it_was_written_or_refused(folder, seed
     others = refused = 0
     for seed in seeds:
         rows, suffix, data, usual = written(seed)
-        found, error = rows_of(put(folder / f"any{suffix}", data))
+        path = put(folder / f"any{suffix}", data)
+        found, error = rows_of(path)
         whole = error is None and not any(wrong for *_, wrong in found)
+        assert not whole or list(read_texts(path)) == [text for text, _ in rows], (seed, data)
         assert {row[1:3] for row in found if not row[3]} <= set(rows), (seed, data)
         assert [row[1:3] for row in found] == rows if whole else not usual, (seed, data, error)
         others, refused = others + (not usual), refused + (not whole)

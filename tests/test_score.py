@@ -522,11 +522,9 @@ def test_a_damaged_input_is_one_line(run, tmp_path):
     assert os.listdir(tmp_path) == ["a.csv.gz"]
 
 
-def test_help_is_quick_and_says_what_to_expect():
+def test_help_loads_no_large_library_and_says_what_to_expect():
     code = """import sys, tyro; from mlstm_jax import score
 try: tyro.cli(score.main, args=["--help"])
 except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
-    begun = time.monotonic()
     status, out, _ = ended("-c", code)
     assert status == 0 and out.endswith(b"set()\n") and b"600 bytes a second" in out and b"--resume" in out
-    assert time.monotonic() - begun < 5  # of a machine that does other things, too
