@@ -11,7 +11,6 @@ if __name__ == "__main__":
     signals.leave_at_once()
 
 import contextlib
-import shlex
 import sys
 from json import dumps
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from mlstm_jax.config import require, script
+from mlstm_jax.config import as_argument, require, script
 from mlstm_jax.text import say
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
@@ -140,7 +139,7 @@ def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
         say(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
-    name = shlex.quote(str(model.path))
+    name = as_argument(model.path)
     if record.feature == "cell":
         say(f"Next: python sample.py {name} --sentiment +2")
     else:

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     signals.leave_at_once()
 
 import glob
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 from mlstm_jax import config as configs
 from mlstm_jax.config import Config, UserError, require
@@ -21,6 +21,7 @@ from mlstm_jax.disk import locked, raise_file_limit, read_json
 from mlstm_jax.text import say
 
 PRIMES = ("I ", "This movie ", "The ")
+HOPELESS_AFTER = 100  # updates; until then a loss above that of guessing may still come down
 
 
 def stored_config(run_dir: Path) -> Config | None:
@@ -59,6 +60,7 @@ def main(args: list[str] | None = None) -> int:
 
     found = old or not config.init or Path(config.init).exists()
     require(found, f"--init {config.init} does not exist; name a run's folder, or another program's weights")
+    config = find_data(config, old)
     path = str(run_dir.absolute())
     require(  # Orbax takes the name for a pattern, and what it saves there could not be read again
         glob.escape(path) == path and "\\" not in path,
@@ -107,6 +109,20 @@ def main(args: list[str] | None = None) -> int:
         return run(config, run_dir, corpus, windows)
 
 
+def find_data(config: Config, old: Config | None) -> Config:
+    """The config with the whole path of its data. Raises UserError where a run's leads nowhere from here."""
+    data = Path(config.data)
+    if data.exists():
+        return replace(config, data=str(data.absolute()))
+    named_otherwise = config.data in (Config.data, "-") or re.search(r"[:*?[]", config.data)  # tfds:NAME, patterns
+    require(
+        not old or config.data != old.data or data.is_absolute() or named_otherwise,
+        f"{config.data} is not here: this run's data were named so from the folder where it was started; "
+        "name where they lie now with --data",
+    )
+    return config
+
+
 def compare(run_dir: Path, old: Config, config: Config) -> None:
     """Announce what changes in a run that has started; what may not change is a UserError with the fields."""
     changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", *configs.ONCE)}
@@ -117,7 +133,8 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
         undo = f"remove {run_dir / 'config.json'}, which was edited; then " * bool(fixed.keys() & edited.keys())
         raise UserError(
             f"{run_dir} is another run: {described} may not change once a run has started; {undo}"
-            f"python train.py --run-dir {quote(str(run_dir))} resumes it as it is, another --run-dir starts anew"
+            f"python train.py --run-dir {configs.as_argument(run_dir)} resumes it as it is, "
+            "another --run-dir starts anew"
         )
     if changed:
         say(f"changed for this run from now on: {described}")
@@ -215,7 +232,7 @@ def run(config, run_dir, corpus, windows) -> int:
     def every(interval: int) -> bool:
         return interval > 0 and (update % interval == 0 or update == end)
 
-    recent, since, begun = [], time.monotonic(), update
+    recent, since, begun, hopeless = [], time.monotonic(), update, False
     with (
         closing(stream(windows, meta["position"], corpus.check, own)) as ready,
         Interrupt() as interrupted,
@@ -258,10 +275,14 @@ def run(config, run_dir, corpus, windows) -> int:
                         "bytes_per_second": rate_of_bytes,
                         "bytes_per_second_per_chip": rate_of_bytes / mesh.size,
                         "skipped": int(recent[-1]["skipped"]),
+                        "averaged": len(done),
                     }
                     if chip:
                         values["model_flops_utilization"] = rate_of_bytes * per_byte / mesh.size / chip.flops
-                    out.training(update, values)
+                    out.training(update, values, whole=config.log_every)
+                    if not hopeless and update >= HOPELESS_AFTER and values["bits_per_byte"] > 8:
+                        hopeless = True
+                        out.say(worse_than_guessing(config, values["bits_per_byte"]))
                 recent, since = [], time.monotonic()
             if every(config.eval_every):
                 meta["heldout_bits_per_byte"] = heldout(corpus.validation)
@@ -280,7 +301,7 @@ def run(config, run_dir, corpus, windows) -> int:
         saver.save(state, meta, wait=True)
 
     if update < end:
-        again = f"python train.py --run-dir {quote(str(run_dir))}"
+        again = f"python train.py --run-dir {configs.as_argument(run_dir)}"
         say(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
         return 128 + stopped
     samples = [sample(number) for number in range(len(PRIMES))]  # every process has a part in them
@@ -314,8 +335,17 @@ def picture(metrics, path: Path) -> None:
 
 def next_steps(run_dir: Path) -> str:
     """The two commands to try on a trained run."""
-    name = quote(str(run_dir))
+    name = configs.as_argument(run_dir)
     return f"  python eval_sst.py {name}\n  python sample.py {name} --prime 'This movie '"
+
+
+def worse_than_guessing(config: Config, bits: float) -> str:
+    """What to change in a run whose loss is above that of guessing."""
+    clip = f"a --clip below {config.clip:g}" if config.clip else "a --clip such as 1"
+    return (
+        f"warning: {bits:.4g} bits per byte are worse than guessing, which takes 8: stop this run, and start a new one "
+        f"with a --learning-rate below {config.learning_rate:g}, or with {clip}"
+    )
 
 
 def mean(values) -> float:

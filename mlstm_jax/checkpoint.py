@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from mlstm_jax import model, sharding, training
-from mlstm_jax.config import Config, UserError, from_dict, require, to_dict
+from mlstm_jax.config import Config, UserError, as_argument, from_dict, require, to_dict
 from mlstm_jax.disk import atomic, read_json
 from mlstm_jax.training import TrainState
 
@@ -219,7 +218,7 @@ class Saver:
         safe = steps(self.run_dir)
         whole = f"checkpoint {safe[-1]} is safe, and" if safe else "there is no checkpoint yet, and"
         goes_on = "goes on from there" if safe else "starts again"
-        return f"{whole} the same command, or python train.py --run-dir {quote(str(self.run_dir))}, {goes_on}"
+        return f"{whole} the same command, or python train.py --run-dir {as_argument(self.run_dir)}, {goes_on}"
 
     def _close(self):
         manager, self.manager = self.manager, None
@@ -286,11 +285,15 @@ def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = 
     there is none.
     """
     found, _ = _newest_whole(run_dir, say, ("params",), None, update)
-    require(found is not None, f"{run_dir} holds no checkpoint yet; python train.py --run-dir {run_dir} trains on")
+    require(
+        found is not None,
+        f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on",
+    )
     return found[0]["params"], found[1]
 
 
 def _newest_whole(run_dir, say, names, mesh, update=None):
+    jax.devices()  # that there are none is no damage
     known = _patiently(lambda: steps(run_dir), folder(run_dir))
     kept = ", ".join(map(str, known)) or "none"
     require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")

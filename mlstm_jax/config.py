@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, get_args, get_origin
 
 from mlstm_jax import signals
@@ -198,14 +199,27 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> Config:
-    """Inverse of `to_dict`."""
-    return Config(**fields | {"model": ModelConfig(**fields["model"]), "mesh": MeshConfig(**fields.get("mesh", {}))})
+    """Inverse of `to_dict`, less what is asked for once: the run may be a stranger's, who names no hosts to us."""
+    known = {name: value for name, value in fields.items() if name not in ONCE}
+    return Config(**known | {"model": ModelConfig(**fields["model"]), "mesh": MeshConfig(**fields.get("mesh", {}))})
 
 
 def kept(config: Config) -> Config:
     """What a run keeps of its config."""
     fields = {f.name: f.default for f in dataclasses.fields(Config) if f.name in ONCE}
     return dataclasses.replace(config, **fields)
+
+
+def at_home(argument: str) -> str:
+    """An argument with ~ for the user's folder where a shell leaves it: behind the = of --run-dir=~/x."""
+    flag, equals, value = argument.partition("=")
+    named = flag.startswith("--") and equals and value.startswith("~")
+    return f"{flag}={os.path.expanduser(value)}" if named else argument
+
+
+def as_argument(path: str | Path) -> str:
+    """A path as it is typed in a suggested command: quoted, and never taken for an option."""
+    return quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -301,6 +315,7 @@ def script(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
+    sys.argv[1:] = [at_home(arg) for arg in sys.argv[1:]]
     asked = signals.Asked()
     try:
         asked.watch()
@@ -328,6 +343,9 @@ def _explain(error: BaseException) -> int | str | None:
         line = str(error)
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         line = "there is not enough memory; take fewer --lanes, a shorter --window, a smaller model or larger machine"
+    elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"
     elif isinstance(error, OSError):  # a folder that cannot be written, a name that is too long
         line = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:

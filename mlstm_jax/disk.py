@@ -37,8 +37,11 @@ def refuse_pointer(start: bytes, name: str) -> None:
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept for this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlstm_jax"
+    """Where what can be made again is kept for this user. Raises UserError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlstm_jax"
+    except RuntimeError:
+        raise UserError("this user has no home folder; name one with HOME, or XDG_CACHE_HOME for the cache") from None
 
 
 def atomic(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:

@@ -51,7 +51,7 @@ def load(
         return model
     params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
     config, update = meta["config"], meta["update"]
-    data = f"{config['data']}, {update * config['lanes'] * config['window']:,} bytes"
+    data = f"{Path(config['data']).name}, {update * config['lanes'] * config['window']:,} bytes"
     data += f", starting from {config['init']}" if config.get("init") else ""
     heldout = meta["heldout_bits_per_byte"]
     about = {"update": update, "heldout": heldout, "trained_on": data}

@@ -121,8 +121,11 @@ class Log:
             with self._record("tensorboard"):
                 self.tensorboard.add(values, update)
 
-    def training(self, update: int, values: dict[str, float]) -> None:
-        """Metrics of the last updates, also as the progress line."""
+    def training(self, update: int, values: dict[str, float], whole: int) -> None:
+        """Metrics of the last updates, also as the progress line, which says where they average fewer than `whole`.
+
+        Those before a stop were lost with it, and skipped ones have no loss.
+        """
         elapsed = time.monotonic() - self.begun
         self.metrics(update, values | {"elapsed": round(elapsed, 2)})
         line = (
@@ -133,6 +136,8 @@ class Log:
             line += f" ({values['bytes_per_second_per_chip'] / 1000:.1f} a chip)"
         if "model_flops_utilization" in values:
             line += f"  {values['model_flops_utilization']:.0%} of peak"
+        if values["averaged"] < whole:
+            line += f"  (mean of {values['averaged']})"
         self.bar.update(self.task, completed=update, line=line)
         if not self.console.is_terminal:
             left = elapsed / (update - self.first) * (self.total - update)

@@ -155,6 +155,9 @@ def start(config: Config) -> None:
     """
     several = _cluster(os.environ)
     if config.coordinator is None and not several:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if tasks != "1" and "SLURM_STEP_NUM_TASKS" not in os.environ:
+            print(f"this process trains alone; srun python train.py ... starts all {tasks} tasks of this Slurm job")
         return
     if config.coordinator and config.process_id:
         _reach(config.coordinator)
@@ -195,8 +198,8 @@ def _reach(address: str, seconds: float = 120) -> None:
 
 def _cluster(environment) -> str | None:
     """What says that there are several processes, or a TPU slice, which may have several hosts."""
-    if int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1) > 1:
-        return "Slurm" if "SLURM_PROCID" in environment else None  # an allocation without srun is one process
+    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # which only srun sets; a batch script is one process
+        return "Slurm" if "SLURM_PROCID" in environment else None
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return "a TPU slice"
     chips = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") and find_spec("libtpu")

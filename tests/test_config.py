@@ -338,6 +338,21 @@ def test_every_fixed_field_is_a_field():
     assert set(configs.FIXED) <= {f.name for f in dataclasses.fields(Config)}
 
 
+def test_a_home_folder_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [configs.at_home(a) for a in ("--run-dir=~/x", "--prime=a ~", "~/x", "--a")] == [
+        "--run-dir=/home/me/x",
+        "--prime=a ~",
+        "~/x",
+        "--a",
+    ]
+
+
+@pytest.mark.parametrize("path, typed", [("a", "a"), ("a b", "'a b'"), ("-x", "./-x"), ("/-x", "/-x")])
+def test_a_path_in_a_suggested_command(path, typed):
+    assert configs.as_argument(path) == typed
+
+
 # Imports
 
 

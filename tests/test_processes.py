@@ -146,6 +146,13 @@ def test_a_tpu_host_that_has_no_others_trains_alone(monkeypatch, capsys):
     assert "this host trains alone" in capsys.readouterr().out
 
 
+def test_a_batch_script_without_srun_trains_alone_and_names_srun(reviews, tmp_path):
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "localhost"}
+    (alone,) = end(train(reviews, tmp_path / "run", "--updates", "1", **job))
+    assert alone.status == 0, alone.err
+    assert "this process trains alone; srun python train.py ... starts all 4 tasks" in alone.out
+
+
 def test_one_process_starts_without_looking_for_others(monkeypatch):
     monkeypatch.setattr(sharding, "_cluster", lambda environment: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it looked"))
@@ -156,7 +163,8 @@ def test_one_process_starts_without_looking_for_others(monkeypatch):
     "environment, found",
     [
         ({}, None),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "Slurm"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "Slurm"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script without srun
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "Slurm"),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
         ({"SLURM_NTASKS": "2"}, None),

@@ -109,7 +109,9 @@ def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["unit"] < 16 and 0 <= found["accuracy_all"] <= 1 and found["update"] == 20
     assert (finished / "units" / "sst.json").is_file() and (finished / "eval" / "sst" / "histogram.png").is_file()
-    sample.main(finished, prime="I ", num=2, length=30, sentiment=1000.0, clamp=("3=1.5",) if found["unit"] != 3 else ())
+    sample.main(
+        finished, prime="I ", num=2, length=30, sentiment=1000.0, clamp=("3=1.5",) if found["unit"] != 3 else ()
+    )
     texts = capsys.readouterr().out
     assert texts.count("I ") >= 2
     sample.main(finished, prime="I ", num=2, length=30, sentiment=-1000.0)
@@ -465,6 +467,63 @@ def test_data_that_moved_are_known_by_their_bytes(reviews, tmp_path):
     assert train.stored_config(run_dir).data == str(moved)
 
 
+def test_data_named_from_one_folder_are_found_from_another(reviews, tmp_path, monkeypatch):
+    monkeypatch.chdir(reviews.parent)
+    run_dir = tmp_path / "run"
+    assert train.main(arguments(reviews.name, run_dir, "--updates", "2")) == 0
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--run-dir", "run", "--more-updates", "2"]) == 0
+    assert train.stored_config(run_dir).data == str(reviews)
+    path = run_dir / "config.json"
+    path.write_text(path.read_text().replace(str(reviews), reviews.name))  # as version 0.1.0 kept it
+    with pytest.raises(UserError, match="reviews.txt is not here: .* with --data"):
+        train.main(["--run-dir", "run", "--more-updates", "2"])
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, monkeypatch, capsys):
+    """Whoever made the run names no host to connect to, no plan: by config.json or by a checkpoint."""
+    once = {"coordinator": "localhost:1", "num_processes": 2, "process_id": 1, "plan": "h200", "verify": True}
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.configs, "kept", lambda config: replace(config, **once))  # the stranger's program
+        interrupt_at(patch, 3, signal.SIGTERM)
+        assert train.main(arguments(reviews, run_dir)) == 143
+    assert json.loads((run_dir / "config.json").read_text())["coordinator"] == "localhost:1"
+    if lost:
+        (run_dir / "config.json").unlink()
+    capsys.readouterr()
+    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert "resuming" in capsys.readouterr().out and checkpoint.steps(run_dir)[-1] == 20
+    assert json.loads((run_dir / "config.json").read_text())["coordinator"] is None
+
+
+def test_a_loss_worse_than_guessing_is_a_warning_once(reviews, tmp_path, capsys):
+    count = train.HOPELESS_AFTER + 10
+    for rate, warnings in ((1e6, 1), (5e-3, 0)):
+        run_dir = tmp_path / str(rate)
+        assert train.main(arguments(reviews, run_dir, "--updates", str(count), "--learning-rate", str(rate))) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if "worse than guessing" in line]
+        assert len(said) == warnings, said
+        assert all("--learning-rate below 1e+06" in line and "--clip below 1" in line for line in said)
+
+
+def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsys):
+    run_dir, every = tmp_path / "run", tmp_path / "every"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6, signal.SIGTERM)
+        train.main(arguments(reviews, run_dir))
+    capsys.readouterr()
+    train.main(["--run-dir", str(run_dir)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
+    assert ["(mean of 3)" in line for line in lines] == [True, False, False]
+    train.main(arguments(reviews, every, "--log-every", "1"))
+    one = {row["update"]: row["bits_per_byte"] for row in log.read_metrics(every) if "bits_per_byte" in row}
+    rows = [row for row in log.read_metrics(run_dir) if "bits_per_byte" in row]
+    assert [(row["update"], row["averaged"]) for row in rows] == [(5, 5), (10, 3), (15, 5), (20, 5)]
+    assert rows[1]["bits_per_byte"] == pytest.approx((one[8] + one[9] + one[10]) / 3, rel=1e-6)
+
+
 def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
     train.main(arguments(reviews, run_dir, "--updates", "10"))
@@ -541,6 +600,15 @@ def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, 
         done = script(name, *args)
         assert done.returncode == 2, (name, args, done.stderr)
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py"])
+def test_a_platform_that_is_not_there_is_one_line(name, finished, reviews, tmp_path):
+    args = arguments(reviews, tmp_path / "run") if name == "train.py" else [finished]
+    done = script(name, *args, env={"JAX_PLATFORMS": "nothing"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: jax finds no device for JAX_PLATFORMS=nothing;"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_training_needs_no_optional_package(reviews, tmp_path):

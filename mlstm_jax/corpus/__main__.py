@@ -12,12 +12,11 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Literal
 
 import tyro
 
-from mlstm_jax.config import UserError, require, script
+from mlstm_jax.config import UserError, as_argument, require, script
 from mlstm_jax.corpus import prepare
 from mlstm_jax.log import progress
 from mlstm_jax.text import printable
@@ -67,7 +66,7 @@ def main(
         + (printable(f" (see {out / 'bad_lines.jsonl'})") if reviews["bad"] else "")
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
-    print(f"Next: python train.py --config configs/amazon.py --data {printable(quote(str(out)))}")
+    print(f"Next: python train.py --config configs/amazon.py --data {printable(as_argument(out))}")
 
 
 def _spread(workers, runner, runner_options, out):
