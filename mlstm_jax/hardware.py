@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from mlstm_jax.config import ModelConfig
+import jax
+
+from mlstm_jax.config import ModelConfig, Precision
 
 
 class Chip(NamedTuple):
@@ -43,3 +45,8 @@ def flops_per_byte(model: ModelConfig) -> int:
     wmh, wh and the read-out; the input products are tables of 256 rows, and do not count.
     """
     return 6 * (5 * model.hidden**2 + 256 * model.hidden)
+
+
+def default_precision() -> Precision:
+    """bfloat16 matrix products on GPU and TPU, float32 on CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

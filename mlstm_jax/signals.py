@@ -1,10 +1,50 @@
-"""How a signal ends a program: Ctrl-C, SIGTERM, a terminal that closes, a scheduler's warning before its time limit."""
+"""Ctrl-C and its kind where they must wait, and output that nobody reads any more."""
 
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What a signal asks for is done at the end, where an exception in the midst of it would do harm.
+
+    Processes that are started inherit the mask: a signal is for the program, that then ends them all (with SIGTERM, so
+    that this is not masked). It would not do here, where other threads take it and have it handled in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():  # there no signal is handled
+        yield
+        return
+    numbers, asked = signals.ending(), []
+    handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers} - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for number in asked[:1]:
+            signal.raise_signal(number)
+
+
+def mute(descriptor: int | None = None) -> None:
+    """Send what is still printed, on standard output or this descriptor, nowhere: whoever read it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno() if descriptor is None else descriptor)
+
+
+def mute_what_is_gone() -> None:
+    """Mute standard output and error where nothing can be written any more, as on a terminal that was closed."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            mute(descriptor)
+
 
 _WAITING = {"threading", "queue", "selectors", "socket", "ssl", "subprocess", "multiprocessing.connection"}
 

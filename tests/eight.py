@@ -16,9 +16,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mlstm_jax import checkpoint, model, sharding, training
-from mlstm_jax.config import Config, MeshConfig, ModelConfig, UserError, to_dict
+from mlstm_jax.config import Config, MeshConfig, ModelConfig, to_dict
 from mlstm_jax.corpus.windows import scoring_windows
+from mlstm_jax.errors import UserError
+from mlstm_jax.model import parameters
+from mlstm_jax.training import checkpoint, sharding, updates, validation
 
 HIDDEN, LANES, WINDOW = 48, 16, 12  # so that every matrix has a shape of its own, and lanes x units another one
 MESHES = [(1, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
@@ -36,11 +38,11 @@ def mesh_on(shape):
 @cache
 def first_state():
     """The state before the first update, drawn on one device."""
-    return jax.jit(partial(training.new_state, config_on((1, 1, 1))))()
+    return jax.jit(partial(updates.new_state, config_on((1, 1, 1))))()
 
 
 def state_on(shape):
-    return sharding.spread_tree(first_state(), training.shardings(config_on(shape), mesh_on(shape)))
+    return sharding.spread_tree(first_state(), updates.shardings(config_on(shape), mesh_on(shape)))
 
 
 def placed(rows, mesh):
@@ -48,11 +50,11 @@ def placed(rows, mesh):
     return sharding.place(rows[own], own, mesh, len(rows))
 
 
-def updates(shape, groups=1, precision="float32"):
+def some_updates(shape, groups=1, precision="float32"):
     """The losses of 20 updates, the compiled program, and what it was asked to gather."""
     mesh = mesh_on(shape)
-    places = (training.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
-    step = partial(training.train_step, clip=1.0, precision=precision, mesh=mesh, groups=groups)
+    places = (updates.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
+    step = partial(updates.train_step, clip=1.0, precision=precision, mesh=mesh, groups=groups)
     step = jax.jit(step, out_shardings=places, donate_argnames="state")
     state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
     for number in range(20):
@@ -72,27 +74,29 @@ def named(shape):
 
 
 def wide_meshes():
-    return {named(shape): updates(shape) for shape in MESHES[:4]}
+    return {named(shape): some_updates(shape) for shape in MESHES[:4]}
 
 
 def narrow_meshes():
-    return {named(shape): updates(shape) for shape in MESHES[4:]}
+    return {named(shape): some_updates(shape) for shape in MESHES[4:]}
 
 
 def groups():
     """Lanes in groups: by the mesh and the number of groups."""
-    return {f"{named(shape)} in {count}": updates(shape, count) for shape, count in [((1, 1, 1), 4), ((2, 2, 2), 2)]}
+    return {
+        f"{named(shape)} in {count}": some_updates(shape, count) for shape, count in [((1, 1, 1), 4), ((2, 2, 2), 2)]
+    }
 
 
 def narrow_products():
-    return {named(shape): updates(shape, precision="bfloat16") for shape in ((1, 1, 1), (2, 2, 2))}
+    return {named(shape): some_updates(shape, precision="bfloat16") for shape in ((1, 1, 1), (2, 2, 2))}
 
 
 def drawn():
     """What is drawn on a mesh: how far it is from what is drawn on one device; and the shapes of arrays and parts."""
     found = {}
     for shape in ((2, 2, 2), (1, 8, 1)):
-        state = training.draw_state(config_on(shape), mesh_on(shape))
+        state = updates.draw_state(config_on(shape), mesh_on(shape))
         arrays = {jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)}
         distance = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max())
         found[named(shape)] = {
@@ -111,7 +115,7 @@ def gradients():
     for shape in ((1, 1, 1), (2, 2, 2)):
         mesh, state = mesh_on(shape), state_on(shape)
         here = jax.device_put(lanes, NamedSharding(mesh, P(sharding.LANES, "model")))
-        slopes = jax.jit(partial(training.gradient, precision="float32", mesh=mesh))
+        slopes = jax.jit(partial(updates.gradient, precision="float32", mesh=mesh))
         found.append(jax.device_get(slopes(state.params, placed(rows, mesh), here)[2]))
     one, many = found
     return {name: float(np.abs(many[name] - one[name]).max() / np.abs(one[name]).max()) for name in one}
@@ -123,10 +127,10 @@ def scores():
     found = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
         mesh = mesh_on(shape)
-        prepare = jax.jit(model.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
+        prepare = jax.jit(parameters.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
         weights = prepare(state_on(shape).params)
-        score = lambda lanes: training.bits_per_byte(weights, scoring_windows(part, lanes, 32), "float32", mesh)  # noqa: B023
-        found[named(shape)] = [score(16), score(5)]
+        cuts = [scoring_windows(part, rows, 32) for rows in (16, 5)]
+        found[named(shape)] = [validation.bits_per_byte(weights, cut, "float32", mesh) for cut in cuts]
     return found
 
 
@@ -162,7 +166,7 @@ def refused():
     """What is said of units that cannot be spread."""
     config = Config(model=ModelConfig(hidden=36, embed=8), lanes=LANES, mesh=MeshConfig(1, 8, 1))
     try:
-        training.shardings(config, sharding.make(config))
+        updates.shardings(config, sharding.make(config))
     except UserError as error:
         return str(error)
 

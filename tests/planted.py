@@ -5,9 +5,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from mlstm_jax import model
 from mlstm_jax.config import ModelConfig
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import parameters
 
 UNIT, HIDDEN = 7, 16
 CONFIG = ModelConfig(hidden=HIDDEN, embed=8)
@@ -19,7 +19,7 @@ def smileys() -> LanguageModel:
 
     Units 0 to 2 tell the kind of the last byte; all others are as drawn, but cannot tell ")" from "(".
     """
-    params = {name: np.array(array) for name, array in model.init(CONFIG, seed=0).items()}
+    params = {name: np.array(array) for name, array in parameters.init(CONFIG, seed=0).items()}
     at = lambda gate, unit: gate * HIDDEN + unit
     embed, b = params["embed"], params["b"]
     embed[:, :4] = [0, 0, 0, 1]  # which smiley; a smiley's end; a colon; any other byte
@@ -48,7 +48,7 @@ def smileys() -> LanguageModel:
 
 def random_weights() -> LanguageModel:
     """A model of the same size that has learnt nothing."""
-    return LanguageModel(model.init(CONFIG, seed=1), Path("random"))
+    return LanguageModel(parameters.init(CONFIG, seed=1), Path("random"))
 
 
 def reviews(path: Path, n: int = 500, wrong: float = 0.1) -> Path:

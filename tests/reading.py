@@ -13,8 +13,8 @@ import zstandard
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from mlstm_jax.config import UserError
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import encode
 
 unhurried = settings(deadline=None, max_examples=50)

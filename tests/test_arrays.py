@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlstm_jax
-from mlstm_jax import arrays, convert, model
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import parameters
+from mlstm_jax.weights import arrays, formats
 
 ROOT = Path(__file__).parent.parent
 
@@ -406,7 +408,7 @@ HARM = {
 @pytest.fixture(scope="module", autouse=True)
 def warm():
     """Imports, and what is kept from a first load, do not count as memory that a file took."""
-    params = model.init(ModelConfig(hidden=4, embed=2), 0)
+    params = parameters.init(ModelConfig(hidden=4, embed=2), 0)
     LanguageModel(params, Path("nowhere"))
 
 
@@ -421,7 +423,7 @@ def test_harm_is_one_clear_line_without_effect_or_memory(harm, tmp_path, monkeyp
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=message) as caught:
-            convert.read(Path(file))
+            formats.read(Path(file))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -456,7 +458,7 @@ def test_the_programs_end_with_status_2_and_one_line(harm, program, tmp_path):
 
 def samples(golden, folder):
     """A small file of every format that is read, as bytes by name."""
-    lm = LanguageModel(model.init(ModelConfig(hidden=4, embed=2), 0), Path("nowhere"))
+    lm = LanguageModel(parameters.init(ModelConfig(hidden=4, embed=2), 0), Path("nowhere"))
     lm.save(folder / "s", "safetensors")
     lm.save(folder / "m", "seed")
     p = {k: np.asarray(v) for k, v in lm.params.items()}
@@ -476,7 +478,7 @@ def samples(golden, folder):
 def damaged_file_opens_or_is_one_line(path, data):
     path.write_bytes(data)
     try:
-        convert.read(path)
+        formats.read(path)
     except UserError as error:
         assert "\n" not in str(error) and str(path) in str(error)
 
@@ -507,7 +509,7 @@ def test_ten_minutes_of_damage(files, tmp_path):
     seed = int(time.time())
     print(f"seed {seed}")
     draw, end, count, opened = random.Random(seed), time.time() + 600, 0, 0
-    whole = {file: convert.read(path) for file, path in ((f, _write(tmp_path / f, d)) for f, d in files.items())}
+    whole = {file: formats.read(path) for file, path in ((f, _write(tmp_path / f, d)) for f, d in files.items())}
     assert all(whole.values())
     tracemalloc.start()
     while time.time() < end:
@@ -533,7 +535,7 @@ def test_ten_minutes_of_damage(files, tmp_path):
         before, _ = tracemalloc.get_traced_memory()
         _write(tmp_path / file, bytes(changed))
         try:
-            convert.read(tmp_path / file)
+            formats.read(tmp_path / file)
             opened += 1
         except UserError as error:
             assert "\n" not in str(error) and str(tmp_path) in str(error)

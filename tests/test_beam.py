@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from test_shards import ROOT, command, dump, here, sums
 
-from mlstm_jax.config import UserError
 from mlstm_jax.corpus import prepare, readers, runs
+from mlstm_jax.errors import UserError
 
 beam = pytest.importorskip("mlstm_jax.corpus.beam", reason="apache-beam is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Beam's own
@@ -90,7 +90,7 @@ def test_the_command_with_a_runner_and_what_is_wrong_with_it(reviews, tmp_path):
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "bad" / "manifest.json").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "mlstm_jax.corpus", "-", "--out", str(tmp_path / "bad"), "--runner", "DirectRunner"],
+        [sys.executable, "-m", "mlstm_jax.cli.corpus", "-", "--out", str(tmp_path / "bad"), "--runner", "DirectRunner"],
         cwd=ROOT,
         capture_output=True,
         text=True,

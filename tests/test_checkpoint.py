@@ -18,10 +18,13 @@ import pytest
 from launch import ROOT, write_reviews
 
 import mlstm_jax
-import train
-from mlstm_jax import checkpoint, model, training
-from mlstm_jax.config import ModelConfig, UserError, to_dict
+from mlstm_jax import run as run_folder
+from mlstm_jax.cli import train
+from mlstm_jax.config import ModelConfig, to_dict
 from mlstm_jax.corpus import windows
+from mlstm_jax.errors import UserError
+from mlstm_jax.model import parameters
+from mlstm_jax.training import checkpoint, updates
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
@@ -94,7 +97,7 @@ def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, m
         monkeypatch.setattr(checkpoint.time, "sleep", lift)
         assert train.main(arguments(reviews, tmp_path / "run")) == 0
     assert "checkpoint 10 could not be saved (File too large); trying again" in capsys.readouterr().out
-    again, last = checkpoint.steps(tmp_path / "run")
+    again, last = run_folder.steps(tmp_path / "run")
     assert 10 < again < last == 20
     assert_same_run(tmp_path / "run", finished)
 
@@ -104,7 +107,7 @@ def test_where_saving_fails_for_good_the_run_ends_and_goes_on_later(reviews, fin
     safe = tmp_path / "run" / "checkpoints" / "10"
     with full_disk(monkeypatch, 15, after=safe), pytest.raises(UserError, match=told):
         train.main(arguments(reviews, tmp_path / "run"))
-    assert checkpoint.steps(tmp_path / "run") == [10]
+    assert run_folder.steps(tmp_path / "run") == [10]
     assert train.main(arguments(reviews, tmp_path / "run")) == 0
     assert_same_run(tmp_path / "run", finished)
 
@@ -168,11 +171,11 @@ def test_a_run_that_is_moved_while_it_trains_ends_with_one_line(reviews, tmp_pat
 
 @pytest.mark.parametrize("part", ["params", "moments", "lanes"])
 def test_numbers_that_are_not_finite_are_never_saved(part, tmp_path):
-    state = training.init_state(model.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
+    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
     broken = jax.tree.map(lambda a: jnp.full_like(a, np.nan) if a.ndim else a, getattr(state, part))
     with checkpoint.Saver(tmp_path, keep=1) as saver, pytest.raises(UserError, match="update 0 has left .* not finite"):
         saver.save(state._replace(**{part: broken}), {"config": {}})
-    assert checkpoint.steps(tmp_path) == []
+    assert run_folder.steps(tmp_path) == []
 
 
 renamed = lambda text: text.replace('"lanes"', '"lanet"')
@@ -193,7 +196,7 @@ def test_a_config_that_is_lost_is_read_from_a_checkpoint_and_written_again(damag
 
 def test_the_newest_run_is_found_without_its_config(copy, monkeypatch):
     (copy / "config.json").unlink()
-    assert checkpoint.newest_run(copy.parent) == copy and checkpoint.is_run(copy)
+    assert run_folder.newest_run(copy.parent) == copy and run_folder.is_run(copy)
 
 
 ERRORS = {
@@ -222,7 +225,7 @@ def test_an_error_of_the_system_moves_no_checkpoint(cause, times, copy, monkeypa
     else:
         with pytest.raises(UserError, match=f"checkpoints/20 cannot be read now .{cause}.*; nothing was changed"):
             checkpoint.restore(copy, print)
-    assert checkpoint.steps(copy) == [10, 20] and not (copy / "damaged").exists()
+    assert run_folder.steps(copy) == [10, 20] and not (copy / "damaged").exists()
     assert "damaged" not in capsys.readouterr().out
 
 
@@ -236,14 +239,14 @@ def test_too_few_open_files_are_no_damage(copy):
     )
     assert done.returncode == 0, done.stderr
     assert "cannot be read now (Too many open files)" in done.stdout and "damaged" not in done.stdout
-    assert "Traceback" not in done.stderr and checkpoint.steps(copy) == [10, 20]
+    assert "Traceback" not in done.stderr and run_folder.steps(copy) == [10, 20]
 
 
 FEW_FILES = """
 import os, resource, sys
 from pathlib import Path
-from mlstm_jax import checkpoint
-from mlstm_jax.config import UserError
+from mlstm_jax.training import checkpoint
+from mlstm_jax.errors import UserError
 checkpoint.PAUSES, run = (0, 0), Path(sys.argv[1])
 checkpoint.restore(run, print)
 os.close(free := os.dup(0))
@@ -275,7 +278,7 @@ def test_a_checkpoint_that_makes_way_for_a_newer_one_is_not_called_damaged(copy,
 def test_every_point_is_in_the_event_file_at_once(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    from mlstm_jax import log
+    from mlstm_jax.training import log
 
     (tmp_path / "metrics.jsonl").write_text("")
     with log.Log(tmp_path, 3, 9) as out:
@@ -292,7 +295,8 @@ def test_every_point_is_in_the_event_file_at_once(tmp_path):
 
 
 def test_records_that_cannot_be_written_stop_nothing(tmp_path, capsys):
-    from mlstm_jax import log
+    from mlstm_jax import run as run_folder
+    from mlstm_jax.training import log
 
     with log.Log(tmp_path, 0, 9) as out, limit(resource.RLIMIT_FSIZE, 100) as lift:
         for update in range(1, 6):
@@ -300,4 +304,4 @@ def test_records_that_cannot_be_written_stop_nothing(tmp_path, capsys):
         lift()
         out.metrics(6, {"bits_per_byte": 2.5})
     assert capsys.readouterr().out.count("metrics.jsonl cannot be written now (File too large)") == 1
-    assert [row["update"] for row in log.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [row["update"] for row in run_folder.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstm_jax import clamp_effect, model
-from mlstm_jax.clamp_effect import Estimate, Row
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import parameters
+from mlstm_jax.sentiment import clamp_effect
+from mlstm_jax.sentiment.clamp_effect import Estimate, Row
 from mlstm_jax.tasks import Split, Task
-from mlstm_jax.units import UnitRecord, clamp_value
+from mlstm_jax.unit_record import UnitRecord, clamp_value
 
 RECORD = UnitRecord(
     digest="",
@@ -44,7 +46,7 @@ RECORD = UnitRecord(
 @pytest.fixture(scope="module")
 def lm():
     """Writes "g" and "b" only. The higher unit 7's state, the likelier "g"; the state lasts from byte to byte."""
-    params = model.init(ModelConfig(hidden=8, embed=4), seed=0)
+    params = parameters.init(ModelConfig(hidden=8, embed=4), seed=0)
     b = jnp.zeros(32).at[jnp.array([8 + 7, 16 + 7])].set(5.0)  # the forget and output gates of unit 7 are open
     out_b = jnp.full(256, -30.0).at[jnp.array(list(b"gb"))].set(0.0)
     out = jnp.zeros((8, 256)).at[7, ord("g")].set(3.0).at[7, ord("b")].set(-3.0)
@@ -114,7 +116,7 @@ def test_batched_bits_are_those_of_one_text_alone(texts, start):
         assert bits == pytest.approx(expected / len(text), rel=1e-3, abs=1e-3)
 
 
-PARAMS = model.init(ModelConfig(hidden=8, embed=4), seed=1)
+PARAMS = parameters.init(ModelConfig(hidden=8, embed=4), seed=1)
 
 
 def test_more_texts_than_lanes_keep_their_order():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlstm_jax import plan
+from mlstm_jax.planning import hlo
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,11 +66,11 @@ ENTRY %main (w: f32[32,128]) -> f32[] {
 
 
 def test_kernels_of_a_step_and_what_they_write_are_counted():
-    forward, backward = plan.time_loops(HLO)
+    forward, backward = hlo.time_loops(HLO)
     assert forward == (False, 1, 2, {"bf16[4,8]": 2, "f32[4,32]": 1, "f32[4,8]": 1}), "in place, a row is written"
     written = {"f32[4,8]": 1, "s8[64]": 1, "bf16[4,8]": 1, "f32[]": 1, "f32[8,32]": 1}
     assert backward == (True, 2, 2, written), "a copy is written whole, what a kernel of ours updates is not"
-    assert plan.elements("bf16[8,32]") == 256 and plan.elements("f32[]") == 1
+    assert hlo.elements("bf16[8,32]") == 256 and hlo.elements("f32[]") == 1
 
 
 def planned(*arguments):
@@ -102,6 +102,6 @@ def test_the_papers_update_is_lean_on_an_h200(arguments, gib, kernels):
     assert [way for way, *_ in loops] == ["forward", "backward"]
     for way, products, others, written in loops:
         assert int(products) == 2 and int(others) <= kernels[way]
-        sizes = [plan.elements(shape) for shape in re.findall(r"\w+\[[\d,]*\]", written)]
+        sizes = [hlo.elements(shape) for shape in re.findall(r"\w+\[[\d,]*\]", written)]
         assert len(sizes) > 1 and max(sizes) < 4096**2
     assert told.count("none is of a weight's size") == 2 and "warning" not in told

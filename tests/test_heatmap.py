@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from test_report import HOSTILE, Page, opened
 from test_units import RECORD
 
-from mlstm_jax import heatmap, report, units
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.heatmap import Scale, Span
-from mlstm_jax.lm import LanguageModel
-from mlstm_jax.model import init
+from mlstm_jax import unit_record
+from mlstm_jax.cli import heatmap as heatmap_cli
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model.parameters import init
+from mlstm_jax.report import heatmap, html_page
+from mlstm_jax.report.heatmap import Scale, Span
 from mlstm_jax.text import frame
 
 UP, DOWN = Scale(0.5, 1.5), Scale(0.5, -1.5)
@@ -45,7 +48,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     model = LanguageModel(init(ModelConfig(hidden=8, embed=4), 0), folder, is_run=True)
     coefficients = (0.0,) * 8
-    units.save(dataclasses.replace(RECORD, digest=model.digest, coefficients=coefficients), folder / "units")
+    unit_record.save(dataclasses.replace(RECORD, digest=model.digest, coefficients=coefficients), folder / "units")
     return model
 
 
@@ -118,7 +121,7 @@ def test_rows_break_after_spaces_and_cut_only_words_longer_than_a_row():
 @given(TEXTS)
 def test_html_shows_any_text_as_itself_and_fetches_nothing(text):
     found = of_text(text)
-    page = Page(report.page("A", [heatmap.html([found], UP, text)]))
+    page = Page(html_page.page("A", [heatmap.html([found], UP, text)]))
     legend, coloured = page.parts["span"][:3], page.parts["span"][3:]
     assert legend == ["negative -1", "neutral 0.5", "positive 2"] and "".join(coloured) == characters(found)
     assert page.addresses == [] and not {"script", "img", "link", "style"} & set(page.tags[page.tags.index("body") :])
@@ -187,43 +190,43 @@ def test_missing_records_units_and_tasks_are_refused_in_words(model):
 
 
 def test_files_are_written_once_and_stdin_is_a_text(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mlstm_jax.lm.load", lambda run: model)
+    monkeypatch.setattr("mlstm_jax.inference.language_model.load", lambda run: model)
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO("from stdin \udcff".encode("utf-8", "surrogateescape")))
     )
     path = tmp_path / "a.html"
-    heatmap.main(tmp_path, ("-", HOSTILE), out=path)
+    heatmap_cli.main(tmp_path, ("-", HOSTILE), out=path)
     spans = "".join(Page(path.read_text(encoding="utf-8")).parts["span"])
     assert "from stdin \ufffd" in spans and HOSTILE in spans
     with pytest.raises(UserError, match="there already"):
-        heatmap.main(tmp_path, ("new",), out=path)
-    heatmap.main(tmp_path, ("a",), out=tmp_path / "a.png")
+        heatmap_cli.main(tmp_path, ("new",), out=path)
+    heatmap_cli.main(tmp_path, ("a",), out=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with monkeypatch.context() as patched, pytest.raises(UserError, match="cannot be drawn.*; name a file .html"):
         patched.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
-        heatmap.main(tmp_path, ("a",), out=tmp_path / "b.png")
+        heatmap_cli.main(tmp_path, ("a",), out=tmp_path / "b.png")
     for texts, out, problem in (
         ((), tmp_path / "b.html", "name texts"),
         (("-", "-"), tmp_path / "b.html", "once -"),
         (("a",), tmp_path / "a.jpg", ".html or .png"),
     ):
         with pytest.raises(UserError, match=problem):
-            heatmap.main(tmp_path, texts, out=out)
+            heatmap_cli.main(tmp_path, texts, out=out)
     assert "wrote" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tty, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)])
 def test_colour_is_for_terminals_that_want_it(model, tmp_path, monkeypatch, capsys, tty, no_color, coloured):
-    monkeypatch.setattr("mlstm_jax.lm.load", lambda run: model)
+    monkeypatch.setattr("mlstm_jax.inference.language_model.load", lambda run: model)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: tty)
     monkeypatch.setenv("NO_COLOR", no_color)
-    heatmap.main(tmp_path, ("I loved it",))
+    heatmap_cli.main(tmp_path, ("I loved it",))
     out = capsys.readouterr().out
     assert ("\x1b[" in out) == coloured and "I loved it" in ESCAPES.sub("", out)
 
 
 def test_help_is_quick_and_imports_no_jax():
-    code = "import sys; from mlstm_jax import heatmap; print('jax' in sys.modules, 'matplotlib' in sys.modules)"
+    code = "import sys; from mlstm_jax.cli import heatmap; print('jax' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -231,7 +234,7 @@ def test_help_is_quick_and_imports_no_jax():
 def test_browser_shows_a_hostile_review_as_text(tmp_path):
     path = tmp_path / "a.html"
     text = f"{HOSTILE} <img src=x onerror=\"document.title='y'\"> &amp; é 日本"
-    path.write_text(report.page("Byte by byte", [heatmap.html([of_text(text)], UP, "about")]), encoding="utf-8")
+    path.write_text(html_page.page("Byte by byte", [heatmap.html([of_text(text)], UP, "about")]), encoding="utf-8")
     dom, console = opened(path, tmp_path / "profile")
     page = Page(dom)
     assert page.parts["title"] == ["Byte by byte"] and console == ""

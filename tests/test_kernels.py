@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train
-from mlstm_jax import kernels, log, model, recurrence, sharding, training
+from mlstm_jax import run as run_folder
+from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
-from mlstm_jax.kernels import gpu, tpu
+from mlstm_jax.model import kernels, parameters
+from mlstm_jax.model.kernels import gpu, tpu
+from mlstm_jax.model.unroll import unroll
+from mlstm_jax.training import sharding, updates
 
 KERNELS = pytest.mark.parametrize("loops", [gpu.loops(interpret=True), tpu.loops(interpret=True)], ids=["gpu", "tpu"])
 HIDDEN = 128
@@ -19,7 +22,7 @@ HIDDEN = 128
 
 @pytest.fixture(scope="module")
 def weights():
-    return model.prepare(model.init(ModelConfig(hidden=HIDDEN, embed=8), seed=0))
+    return parameters.prepare(parameters.init(ModelConfig(hidden=HIDDEN, embed=8), seed=0))
 
 
 def gradient(weights, lanes, time, precision, loops):
@@ -30,7 +33,7 @@ def gradient(weights, lanes, time, precision, loops):
     of_hs, of_c, of_h = normal(time, lanes, HIDDEN), normal(lanes, HIDDEN), normal(lanes, HIDDEN)
 
     def number(weights, state):
-        hs, (c, h) = recurrence.unroll(weights, data, state, precision, loops=loops)
+        hs, (c, h) = unroll(weights, data, state, precision, loops=loops)
         return (hs * of_hs).sum() + (c * of_c).sum() + (h * of_h).sum()
 
     state = normal(lanes, HIDDEN) / 3, normal(lanes, HIDDEN) / 3
@@ -62,7 +65,7 @@ def test_an_update_is_that_of_the_plain_loops(monkeypatch, loops):
     config = Config(model=ModelConfig(hidden=HIDDEN, embed=8), lanes=32, window=3, lane_groups=2, recurrence="pallas")
     window = np.random.default_rng(0).integers(256, size=(32, 4), dtype=np.uint8)
     mesh = sharding.one_device()
-    update = lambda config: training.jitted(config, "float32", mesh)(training.new_state(config), window, True, 1e-3)
+    update = lambda config: updates.jitted(config, "float32", mesh)(updates.new_state(config), window, True, 1e-3)
     expected = update(replace(config, recurrence="plain"))
     monkeypatch.setattr(kernels, "choose", lambda config, *_: (loops, None))
     found = update(config)
@@ -98,7 +101,7 @@ def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(t
     for name in ("plain", "pallas"):
         run = tmp_path / name
         assert train.main(["--data", str(data), "--run-dir", str(run), "--recurrence", name, *settings]) == 0
-        bits.append([row.get("bits_per_byte") for row in log.read_metrics(run)])
+        bits.append([row.get("bits_per_byte") for row in run_folder.read_metrics(run)])
         assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
             name == "pallas"
         )

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from reading import any_text, as_csv, as_parquet, headed, put, soup, unhurried
 
 from mlstm_jax import tasks
-from mlstm_jax.config import UserError
 from mlstm_jax.corpus.packaged import split_of
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks import Split, from_file, polarity, published
 from mlstm_jax.text import EMPTY, decode, encode, frame
 

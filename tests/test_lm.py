@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 import mlstm_jax
-from mlstm_jax import encode, generate, model
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.lm import LanguageModel
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference import encode, generate
+from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.model import parameters
 from mlstm_jax.text import frame
 
 CLOSE = dict(rtol=1e-5, atol=1e-6)
@@ -25,7 +27,7 @@ CLOSE = dict(rtol=1e-5, atol=1e-6)
 @pytest.fixture(scope="module")
 def lm():
     """A small model with weights large enough that bytes matter and samples vary."""
-    params = model.init(ModelConfig(hidden=32, embed=8), seed=5)
+    params = parameters.init(ModelConfig(hidden=32, embed=8), seed=5)
     return LanguageModel(params | {"gh": params["gh"] * 3, "out": params["out"] * 4}, Path("nowhere"))
 
 
@@ -74,7 +76,7 @@ def test_a_lane_that_is_refilled_knows_nothing_of_the_text_before(lm, lengths, u
 @pytest.mark.parametrize(("count", "mean"), [(200, 1300), (2000, 1300), (2000, 100)])
 def test_less_than_a_tenth_of_what_is_computed_is_padding(monkeypatch, count, mean):
     lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.25, 0.7, count).astype(int).clip(3, 13_700)
-    computed, shapes, weights = [], set(), model.prepare(model.init(ModelConfig(hidden=1, embed=1), 0))
+    computed, shapes, weights = [], set(), parameters.prepare(parameters.init(ModelConfig(hidden=1, embed=1), 0))
     read_on = lambda weights, data, state, lengths, fresh: (computed.append(data.size), shapes.add(data.shape), state)[
         -1
     ]
@@ -197,8 +199,8 @@ CLAMPS = """
 import sys
 import jax.numpy as jnp, numpy as np
 import mlstm_jax
-from mlstm_jax import heatmap
-from mlstm_jax.config import UserError
+from mlstm_jax.report import heatmap
+from mlstm_jax.errors import UserError
 
 lm = mlstm_jax.load(sys.argv[1])
 
@@ -267,6 +269,6 @@ def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, mo
         if time:
             (run / "checkpoints" / "5").mkdir(parents=True)
             os.utime(run / "checkpoints" / "5", (time, time))
-    from mlstm_jax import checkpoint
+    from mlstm_jax import run as run_folder
 
-    assert checkpoint.newest_run() == Path("runs/new")
+    assert run_folder.newest_run() == Path("runs/new")

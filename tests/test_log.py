@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mlstm_jax import log
+from mlstm_jax import run as run_folder
+from mlstm_jax.training import log
 
 VALUES = {"bits_per_byte": 2.5, "gradient_norm": 0.125, "skipped": 0, "heldout_bits_per_byte": float("nan")}
 
@@ -19,18 +20,18 @@ def run(tmp_path):
 
 def test_metrics_come_back(run, capsys):
     capsys.readouterr()
-    rows = log.read_metrics(run)
+    rows = run_folder.read_metrics(run)
     assert rows == [{"update": update, **VALUES, "heldout_bits_per_byte": None} for update in range(1, 10)]
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_flipped_byte_takes_its_line_alone_and_is_said(run, capsys):
-    path, rows = run / "metrics.jsonl", log.read_metrics(run)
+    path, rows = run / "metrics.jsonl", run_folder.read_metrics(run)
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         capsys.readouterr()
-        found = log.read_metrics(run)
+        found = run_folder.read_metrics(run)
         lost = [row for row in rows if row not in found]
         assert all(row in rows for row in found)
         assert len(lost) <= (2 if whole[place] == ord("\n") else 1)  # the end of a line joins it to the next
@@ -41,8 +42,8 @@ def test_lines_of_version_0_1_are_read_and_kept_as_they_are(run):
     path, new = run / "metrics.jsonl", (run / "metrics.jsonl").read_bytes()
     old = b'{"update": 1, "bits_per_byte": 8.0}\n{"update": 3, "bits_per_byte": null}\n'
     path.write_bytes(old + new)
-    assert [row["update"] for row in log.read_metrics(run)] == [1, 3, *range(1, 10)]
-    log.cut_back(path, 3)
+    assert [row["update"] for row in run_folder.read_metrics(run)] == [1, 3, *range(1, 10)]
+    run_folder.cut_back(path, 3)
     assert path.read_bytes() == old + b"".join(new.splitlines(keepends=True)[:3])
 
 
@@ -51,11 +52,11 @@ def test_lines_of_version_0_1_are_read_and_kept_as_they_are(run):
     [b"[" * 10**5, b'{"update": ' + b"9" * 5000 + b"}", b'{"update": true}', b'{"update": 1, "x": "y"}', b"\xff"],
 )
 def test_strange_lines_are_left_out(run, capsys, line):
-    rows = log.read_metrics(run)
+    rows = run_folder.read_metrics(run)
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(line + b"\n" + line)
     capsys.readouterr()
-    assert log.read_metrics(run) == rows
+    assert run_folder.read_metrics(run) == rows
     assert capsys.readouterr().err == f"{run / 'metrics.jsonl'}: 2 damaged lines are left out\n"
 
 

@@ -14,9 +14,10 @@ from launch import ROOT
 PROGRAM = """
 import contextlib, hashlib, io, json, pathlib, sys
 import jax
-import eval_sst, sample, train
+from mlstm_jax.cli import evaluate, sample, train
 import mlstm_jax
-from mlstm_jax import checkpoint, heatmap, score
+from mlstm_jax.training import checkpoint
+from mlstm_jax.cli import heatmap, score
 
 def printed(main, *args, **options):
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -39,7 +40,7 @@ printed(train.main, [*config, *narrow, "--run-dir", "narrow"])
 for run in ("healthy", "new", "narrow"):
     found[run] = state(run)
 run = pathlib.Path("new")
-about = json.loads(printed(eval_sst.main, run, task="reviews.csv", json=True))
+about = json.loads(printed(evaluate.main, run, task="reviews.csv", json=True))
 found["evaluation"] = about
 held = dict(clamp=(f"{(about['unit'] + 1) % 16}=1.0@0,free@20",), sentiment=2.0, clamp_prime=True)
 for options in (dict(top_k=5, top_p=0.9), held):

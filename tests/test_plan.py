@@ -11,9 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 
-import train
-from mlstm_jax import hardware, model, plan, sharding
-from mlstm_jax.config import Config, ModelConfig, UserError
+from mlstm_jax import hardware
+from mlstm_jax.cli import train
+from mlstm_jax.config import Config, ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.model import parameters
+from mlstm_jax.planning import hlo, plan
+from mlstm_jax.training import sharding
 
 ROOT = Path(__file__).parent.parent
 PAPER = Config(model=ModelConfig(hidden=4096, embed=64), lanes=128, window=256)
@@ -56,7 +60,7 @@ ENTRY %main (w: f32[32,128]) -> f32[] {
 
 
 def test_collectives_in_bodies_of_loops_are_told_from_others():
-    in_loop, outside = plan.collectives(HLO)
+    in_loop, outside = hlo.collectives(HLO)
     assert in_loop == {"all-reduce f32[64,32]": 1, "all-gather f32[64,32]": 1}
     assert outside == {"all-reduce f32[32,128]": 1, "reduce-scatter f32[4,128]": 1, "all-gather f32[64,128]": 1}
 
@@ -142,7 +146,7 @@ def test_a_run_explains_itself(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"1 x {jax.devices()[0].platform}" in out and "mesh: data 1, fsdp 1, model 1" in out
     size = ModelConfig(hidden=256, embed=8)
-    assert hardware.parameters(size) == sum(p.size for p in jax.tree.leaves(model.init(size, 0)))
+    assert hardware.parameters(size) == sum(p.size for p in jax.tree.leaves(parameters.init(size, 0)))
     assert f"256 units, {hardware.parameters(size):,} parameters" in out and "4 of 4 lanes a device" in out
     assert f"{6 * (5 * 256**2 + 256 * 256):,} floating-point operations a byte" in out
     assert "warning: fewer than 64 lanes a device (4)" in out and "the first update took" in out

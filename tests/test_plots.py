@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlstm_jax import plots
+from mlstm_jax.report import plots
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
@@ -137,7 +137,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg", ""])
 def test_the_backend_of_a_notebook_costs_no_picture(tmp_path, backend):
     code = """import os, pathlib, sys
-from mlstm_jax import heatmap, plots
+from mlstm_jax.report import heatmap, plots
 plots.weights(__import__("numpy").ones(3), pathlib.Path(sys.argv[1]), "Weights")
 heatmap.png([[heatmap.Span("a", b"a", 0, 1.0)]], heatmap.Scale(0, 1), "about", pathlib.Path(sys.argv[2]))
 print([os.environ["MPLBACKEND"], __import__("matplotlib").rcParams["backend"]])"""

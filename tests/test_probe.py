@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from sklearn.multiclass import OneVsRestClassifier
 
-from mlstm_jax import probe
-from mlstm_jax.config import UserError
+from mlstm_jax.errors import UserError
+from mlstm_jax.sentiment import probe
 
 PLANTED = 7
 
@@ -144,7 +144,7 @@ def test_missing_scikit_learn_is_named_with_its_remedy(monkeypatch):
 
 
 def test_import_is_light():
-    code = """import sys, mlstm_jax.probe, mlstm_jax.units, mlstm_jax.plots
+    code = """import sys, mlstm_jax.sentiment.probe, mlstm_jax.unit_record, mlstm_jax.report.plots
 print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

@@ -7,8 +7,10 @@ import jax
 import pytest
 from launch import assert_same_figures, end, figures, train, write_reviews
 
-from mlstm_jax import checkpoint, log, sharding
-from mlstm_jax.config import Config, UserError
+from mlstm_jax import run as run_folder
+from mlstm_jax.config import Config
+from mlstm_jax.errors import UserError
+from mlstm_jax.training import processes
 
 SPREAD = "--mesh.data 1 --mesh.fsdp 2 --mesh.model 2".split()
 
@@ -63,7 +65,9 @@ def test_two_processes_train_as_one_does_and_one_of_them_speaks(whole, reviews, 
     first, second = two(reviews, tmp_path / "run", "--mesh.data", "4")
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert_same_figures(tmp_path / "run", whole)
-    assert [row["update"] for row in log.read_metrics(tmp_path / "run") if "bits_per_byte" in row] == [*range(1, 13)]
+    assert [row["update"] for row in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in row] == [
+        *range(1, 13)
+    ]
     assert "held out: " in first.out and of_ours(second.out) == []
 
 
@@ -79,7 +83,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_device_resumes(
     first, second = two(reviews, run_dir, *mesh, at=at)
     assert (first.status, second.status) == (128 + number, 128 + number), first.err + second.err
     assert "stopped and saved after update 6 of 12" in first.out
-    assert max(checkpoint.steps(run_dir)) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
+    assert max(run_folder.steps(run_dir)) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
     (one,) = end(train(reviews, run_dir))
     assert one.status == 0 and "after update 6" in one.out, one.err
     assert_same_figures(run_dir, whole)
@@ -101,7 +105,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_from_its_checkpoint
     ended = two(reviews, run_dir, "--mesh.data", "4", at=at, timeout=120)
     assert ended[killed].status == -signal.SIGKILL
     assert ended[1 - killed].status not in (0, -signal.SIGKILL) and ended[1 - killed].err.strip()
-    saved = max(checkpoint.steps(run_dir))
+    saved = max(run_folder.steps(run_dir))
     assert saved in (4, 8), "the last one may not have been whole yet"
     again = two(reviews, run_dir, "--mesh.data", "4") if killed else end(train(reviews, run_dir))
     assert [process.status for process in again] == [0] * len(again), again[0].err
@@ -118,13 +122,13 @@ def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
     with pytest.raises(UserError, match="did not find each other at localhost:1: DEADLINE_EXCEEDED") as error:
-        sharding.start(Config(coordinator="localhost:1", num_processes=2, process_id=0))
+        processes.start(Config(coordinator="localhost:1", num_processes=2, process_id=0))
     assert asked == [("localhost:1", 2, 0)] and "\n" not in str(error.value)
 
 
 def test_a_coordinator_that_does_not_listen_is_one_line():
     with pytest.raises(UserError, match="did not find each other at localhost:") as error:
-        sharding._reach(f"localhost:{free_port()}", seconds=0)
+        processes._reach(f"localhost:{free_port()}", seconds=0)
     assert "\n" not in str(error.value)
 
 
@@ -140,9 +144,9 @@ def test_a_tpu_host_that_has_no_others_trains_alone(monkeypatch, capsys):
     def nobody(*_, **__):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(sharding, "_cluster", lambda environment: "a TPU host")
+    monkeypatch.setattr(processes, "_cluster", lambda environment: "a TPU host")
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
-    sharding.start(Config())
+    processes.start(Config())
     assert "this host trains alone" in capsys.readouterr().out
 
 
@@ -154,9 +158,9 @@ def test_a_batch_script_without_srun_trains_alone_and_names_srun(reviews, tmp_pa
 
 
 def test_one_process_starts_without_looking_for_others(monkeypatch):
-    monkeypatch.setattr(sharding, "_cluster", lambda environment: None)
+    monkeypatch.setattr(processes, "_cluster", lambda environment: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it looked"))
-    assert sharding.start(Config()) is None
+    assert processes.start(Config()) is None
 
 
 @pytest.mark.parametrize(
@@ -174,8 +178,8 @@ def test_one_process_starts_without_looking_for_others(monkeypatch):
     ],
 )
 def test_what_says_that_there_are_several_processes(environment, found, monkeypatch):
-    monkeypatch.setattr(sharding.os.path, "exists", lambda path: False)
-    assert sharding._cluster(environment) == found
+    monkeypatch.setattr(processes.os.path, "exists", lambda path: False)
+    assert processes._cluster(environment) == found
 
 
 @pytest.mark.parametrize(
@@ -188,11 +192,11 @@ def test_what_says_that_there_are_several_processes(environment, found, monkeypa
     ],
 )
 def test_what_says_that_this_is_a_tpu_host(device, libtpu, environment, found, monkeypatch):
-    monkeypatch.setattr(sharding.os.path, "exists", lambda path: path == device)
-    monkeypatch.setattr(sharding, "find_spec", lambda name: libtpu or None)
-    assert sharding._cluster(environment) == found
+    monkeypatch.setattr(processes.os.path, "exists", lambda path: path == device)
+    monkeypatch.setattr(processes, "find_spec", lambda name: libtpu or None)
+    assert processes._cluster(environment) == found
 
 
 def test_a_tpu_host_may_be_one_of_several(monkeypatch):
-    monkeypatch.setattr(sharding.os.path, "exists", lambda path: path == "/dev/accel0")
-    assert sharding._cluster({}) == "a TPU host"
+    monkeypatch.setattr(processes.os.path, "exists", lambda path: path == "/dev/accel0")
+    assert processes._cluster({}) == "a TPU host"

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlstm_jax import model, recurrence, training
 from mlstm_jax.config import ModelConfig
+from mlstm_jax.model import cell, parameters
+from mlstm_jax.model.unroll import unroll
+from mlstm_jax.training import updates
 
 HIDDEN = 24
 
 
 @pytest.fixture
 def params():
-    params = model.init(ModelConfig(hidden=HIDDEN, embed=8), seed=1)
+    params = parameters.init(ModelConfig(hidden=HIDDEN, embed=8), seed=1)
     return params | {"b": jax.random.normal(jax.random.key(2), params["b"].shape)}
 
 
@@ -33,7 +35,7 @@ def unroll_by_autodiff(weights, data, state):
     """The plain scan, differentiated by jax: what `unroll` is checked against."""
 
     def body(state, byte):
-        state = recurrence.step(weights, state, byte)
+        state = cell.step(weights, state, byte)
         return state, state[1]
 
     state, hidden = jax.lax.scan(body, state, data.T)
@@ -55,46 +57,46 @@ def test_matches_numpy_loop(params, data):
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
         h = sigmoid(o) * np.tanh(c)
         expected.append(h @ p["out"] + p["out_b"])
-    logits, state = model.forward(model.prepare(params), data, some_state(3))
+    logits, state = parameters.forward(parameters.prepare(params), data, some_state(3))
     np.testing.assert_allclose(logits, np.stack(expected, 1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state[0], c, rtol=1e-4, atol=1e-5)
 
 
 def test_two_windows_equal_one_long_window(params, data):
-    whole, last = model.forward(model.prepare(params), data, some_state(3))
-    first, state = model.forward(model.prepare(params), data[:, :13], some_state(3))
-    second, state = model.forward(model.prepare(params), data[:, 13:], state)
+    whole, last = parameters.forward(parameters.prepare(params), data, some_state(3))
+    first, state = parameters.forward(parameters.prepare(params), data[:, :13], some_state(3))
+    second, state = parameters.forward(parameters.prepare(params), data[:, 13:], state)
     np.testing.assert_allclose(np.concatenate([first, second], 1), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state, last, rtol=1e-5, atol=1e-6)
 
 
 def test_future_bytes_do_not_matter(params, data):
     changed = data.at[:, 11:].add(1)
-    before, _ = model.forward(model.prepare(params), data, some_state(3))
-    after, _ = model.forward(model.prepare(params), changed, some_state(3))
+    before, _ = parameters.forward(parameters.prepare(params), data, some_state(3))
+    after, _ = parameters.forward(parameters.prepare(params), changed, some_state(3))
     assert (before[:, :11] == after[:, :11]).all()
     assert (before[:, 11:] != after[:, 11:]).any(axis=2).all()
 
 
 def test_trained_path_equals_the_scan_of_steps(params, data):
-    weights = model.prepare(params)
-    hidden, state = recurrence.unroll(weights, data, some_state(3))
-    expected_state, expected = recurrence.scan(weights, data, some_state(3), emit=lambda s: s[1])
+    weights = parameters.prepare(params)
+    hidden, state = unroll(weights, data, some_state(3))
+    expected_state, expected = cell.scan(weights, data, some_state(3), emit=lambda s: s[1])
     np.testing.assert_allclose(hidden.swapaxes(0, 1), expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(state, expected_state, rtol=1e-6, atol=1e-7)
 
 
 def loss_through(unroll, params, data, state):
     """A loss that depends on every output of the loop: all hidden states and the final (c, h)."""
-    weights = model.prepare(params)
+    weights = parameters.prepare(params)
     hidden, (c, h) = unroll(weights, data[:, :-1], state)
-    logits = model.read_out(weights, hidden)
+    logits = parameters.read_out(weights, hidden)
     targets = jax.nn.one_hot(data[:, 1:].T, 256, dtype=logits.dtype)
     return -(jax.nn.log_softmax(logits) * targets).mean() * 256 + (c**2).mean() + jnp.sin(h).mean()
 
 
 def in_segments(segment, precision=None):
-    return partial(recurrence.unroll, precision=precision, segment=segment)
+    return partial(unroll, precision=precision, segment=segment)
 
 
 @pytest.mark.parametrize("segment", [0, 1, 4, 16])
@@ -111,11 +113,11 @@ def test_hand_written_gradient_equals_autodiff(params, data, segment):
 @pytest.mark.parametrize("segment", [0, 4])
 def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment):
     """As along a mesh's axis, here one of vmap's."""
-    weights, data, (c, h) = model.prepare(params), data[:, :16], some_state(3)
+    weights, data, (c, h) = parameters.prepare(params), data[:, :16], some_state(3)
 
     def loss(wmh, wh, x, mx, state, axis=None):
-        own = recurrence.Weights(x, mx, wmh, wh, weights.out, weights.out_b)
-        hidden, (c, h) = recurrence.unroll(own, data, state, axis=axis, segment=segment)
+        own = cell.Weights(x, mx, wmh, wh, weights.out, weights.out_b)
+        hidden, (c, h) = unroll(own, data, state, axis=axis, segment=segment)
         return jnp.sin(3 * hidden).sum() + (c**2).sum() + (h**3).sum()
 
     gradient = lambda axis: jax.jit(jax.grad(partial(loss, axis=axis), argnums=(0, 1, 2, 3, 4)))
@@ -150,13 +152,13 @@ def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, segm
 @pytest.mark.parametrize("segment", [0, 4])
 def test_hand_written_gradient_equals_finite_differences_in_float64(params, data, segment):
     with jax.enable_x64(True):
-        weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (model.prepare(params), some_state(3)))
+        weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (parameters.prepare(params), some_state(3)))
         data = data[:, :8]
 
         @jax.jit
         def loss(tree):
             weights, state = tree
-            hidden, (c, h) = recurrence.unroll(weights, data, state, segment=segment)
+            hidden, (c, h) = unroll(weights, data, state, segment=segment)
             return jnp.sin(3 * hidden).mean() + (c**2).mean() + (h**3).mean()
 
         tree = (weights, state)
@@ -190,7 +192,7 @@ def time_loops(unroll, params, data):
 
 
 @pytest.mark.parametrize(
-    "unroll, accumulators", [(recurrence.unroll, 0), (in_segments(4, "bfloat16"), 0), (unroll_by_autodiff, 2)]
+    "unroll, accumulators", [(unroll, 0), (in_segments(4, "bfloat16"), 0), (unroll_by_autodiff, 2)]
 )
 def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, accumulators):
     """No loop carries or writes an array of a recurrent matrix's size; autodiff's does, so the check can fail."""
@@ -216,44 +218,46 @@ def test_what_waits_for_products_waits_in_their_precision(params, data, segment,
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_turned_weights_read_and_write_alike(params, data, precision):
-    weights = model.prepare(params, precision)
-    turned = recurrence.turn(weights)
+    weights = parameters.prepare(params, precision)
+    turned = cell.turn(weights)
     assert turned.wh.columns.shape == weights.wh.shape[::-1] and turned.hidden == weights.hidden == len(weights.wmh)
-    read = lambda weights: recurrence.scan(weights, data, some_state(3), emit=lambda s: model.read_out(weights, s[1]))
+    read = lambda weights: cell.scan(weights, data, some_state(3), emit=lambda s: parameters.read_out(weights, s[1]))
     for found, expected in zip(jax.tree.leaves(read(turned)), jax.tree.leaves(read(weights)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 if precision == "float32" else 1e-3)
 
 
 def test_padding_and_lengths_leave_a_state_as_it_is(params, data):
-    weights = model.prepare(params)
+    weights = parameters.prepare(params)
     lengths = jnp.array([5, 0, 20])
-    state, _ = recurrence.scan(weights, data, some_state(3), lengths)
-    short, _ = recurrence.scan(weights, data[:1, :5], tuple(s[:1] for s in some_state(3)))
+    state, _ = cell.scan(weights, data, some_state(3), lengths)
+    short, _ = cell.scan(weights, data[:1, :5], tuple(s[:1] for s in some_state(3)))
     np.testing.assert_allclose(state[0][0], short[0][0], rtol=1e-5, atol=1e-6)
     assert (state[0][1] == some_state(3)[0][1]).all()
 
 
 def test_a_clamp_overwrites_the_cell_after_the_byte_and_leaves_that_bytes_hidden_state(params, data):
-    weights = model.prepare(params)
-    clamp = recurrence.Held(jnp.arange(HIDDEN) == 5, jnp.full(HIDDEN, 2.5))
-    c, h = recurrence.step(weights, some_state(3), data[:, 0], clamp)
-    free_c, free_h = recurrence.step(weights, some_state(3), data[:, 0])
+    weights = parameters.prepare(params)
+    clamp = cell.Held(jnp.arange(HIDDEN) == 5, jnp.full(HIDDEN, 2.5))
+    c, h = cell.step(weights, some_state(3), data[:, 0], clamp)
+    free_c, free_h = cell.step(weights, some_state(3), data[:, 0])
     assert (c[:, 5] == 2.5).all() and (h == free_h).all()
     assert (jnp.delete(c, 5, axis=1) == jnp.delete(free_c, 5, axis=1)).all()
 
 
 def test_weight_norm_gain_starts_at_the_columns_own_norm_or_a_constant():
-    own = model.init(ModelConfig(hidden=8, embed=4), seed=0)
-    np.testing.assert_allclose(model.normalise(own["wh"], own["gh"]), own["wh"], rtol=1e-5)
-    constant = model.init(ModelConfig(hidden=8, embed=4, gain=0.5), seed=0)
-    np.testing.assert_allclose(np.linalg.norm(model.normalise(constant["wh"], constant["gh"]), axis=0), 0.5, rtol=1e-5)
+    own = parameters.init(ModelConfig(hidden=8, embed=4), seed=0)
+    np.testing.assert_allclose(parameters.normalise(own["wh"], own["gh"]), own["wh"], rtol=1e-5)
+    constant = parameters.init(ModelConfig(hidden=8, embed=4, gain=0.5), seed=0)
+    np.testing.assert_allclose(
+        np.linalg.norm(parameters.normalise(constant["wh"], constant["gh"]), axis=0), 0.5, rtol=1e-5
+    )
 
 
 def test_types_are_kept_apart_under_strict_promotion(params, data):
     """bfloat16 stays in the matrix products: state, logits and gradients are float32."""
     with jax.numpy_dtype_promotion("strict"):
-        logits, (c, h) = jax.jit(model.forward)(model.prepare(params, "bfloat16"), data, some_state(3))
-        _, _, gradient = jax.jit(partial(training.gradient, precision="bfloat16"))(params, data, some_state(3))
+        logits, (c, h) = jax.jit(parameters.forward)(parameters.prepare(params, "bfloat16"), data, some_state(3))
+        _, _, gradient = jax.jit(partial(updates.gradient, precision="bfloat16"))(params, data, some_state(3))
     assert {a.dtype for a in (logits, c, h, *jax.tree.leaves(gradient))} == {jnp.dtype("float32")}
-    exact, _ = model.forward(model.prepare(params), data, some_state(3))
+    exact, _ = parameters.forward(parameters.prepare(params), data, some_state(3))
     assert 0 < np.abs(logits - exact).max() < 3e-2

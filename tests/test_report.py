@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlstm_jax import report
+from mlstm_jax.report import html_page
 from mlstm_jax.text import encode, printable, show
 
 HOSTILE = "<script>document.title='x'</script>"
@@ -52,12 +52,12 @@ def shown(text):
 
 def whole(text, png):
     blocks = [
-        report.heading(text),
-        report.paragraph(text),
-        report.command(text),
-        report.table([[text, 1]], [text, "n"]),
+        html_page.heading(text),
+        html_page.paragraph(text),
+        html_page.command(text),
+        html_page.table([[text, 1]], [text, "n"]),
     ]
-    return report.page(text, [*blocks, report.picture(png, text)])
+    return html_page.page(text, [*blocks, html_page.picture(png, text)])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_nothing_is_fetched_whatever_the_text(png, text):
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     policy = [value for tag, name, value in page.attributes if tag == "meta" and name == "content"][0]
     assert policy.startswith("default-src 'none'; img-src data:;") and "script" not in page.tags
-    assert not re.search("url\\(|@import", report.STYLE)
+    assert not re.search("url\\(|@import", html_page.STYLE)
 
 
 def test_page_can_always_be_written(png):
@@ -95,22 +95,22 @@ def test_page_can_always_be_written(png):
 
 
 def test_page_names_its_language_and_fits_a_telephone():
-    page = report.page("A", [])
+    page = html_page.page("A", [])
     assert page.startswith('<!DOCTYPE html>\n<html lang="en">') and 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page and "max-width: 70ch" in page
 
 
 def test_columns_of_numbers_and_only_those_stand_right():
     rows = [["a", "61.50%", 7, "0.1 [-0.2, 0.3]"], ["12", "-3.00% ± 0.10%", 1e-9, "–"]]
-    classes = re.findall(r"<t[hd]( scope=\"col\")?( class=\"number\")?>", report.table(rows, "wxyz"))
+    classes = re.findall(r"<t[hd]( scope=\"col\")?( class=\"number\")?>", html_page.table(rows, "wxyz"))
     assert [bool(number) for _, number in classes] == [False, True, True, True] * 3
 
 
 def test_rows_without_a_header_are_headed_by_their_first_cell():
-    page = Page(report.table([("task", "sst"), ("units", 512)]))
+    page = Page(html_page.table([("task", "sst"), ("units", 512)]))
     assert (page.parts["th"], page.parts["td"]) == (["task", "units"], ["sst", "512"])
     assert page.tags.count("thead") == 0
-    assert Page(report.table([])).parts["tbody"] == ["\n\n"]
+    assert Page(html_page.table([])).parts["tbody"] == ["\n\n"]
 
 
 def browser():
@@ -140,6 +140,6 @@ def test_browser_shows_a_script_as_text_and_its_console_is_silent(png, tmp_path)
 
 def test_browser_runs_no_script_that_slipped_in(tmp_path):
     path = tmp_path / "a.html"
-    path.write_text(report.page("A", [HOSTILE]), encoding="utf-8")
+    path.write_text(html_page.page("A", [HOSTILE]), encoding="utf-8")
     dom, console = opened(path, tmp_path / "profile")
     assert "<title>A</title>" in dom and "Content Security Policy" in console

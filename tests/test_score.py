@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 from reading import any_text, as_csv, as_parquet, put, unhurried
 from test_units import RECORD
 
-from mlstm_jax import lm, score, units
-from mlstm_jax.config import ModelConfig, UserError
-from mlstm_jax.model import init
-from mlstm_jax.score import Review
+from mlstm_jax import unit_record
+from mlstm_jax.cli import score
+from mlstm_jax.config import ModelConfig
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference import language_model
+from mlstm_jax.model.parameters import init
+from mlstm_jax.sentiment import scores
+from mlstm_jax.sentiment.scores import Review
 from mlstm_jax.text import EMPTY, decode, encode, frame
 
 ROOT = Path(__file__).parent.parent
@@ -35,13 +39,13 @@ TEXTS = ["I loved it", "a <br /> &amp; café", "bad", "x" * 700, "The worst."]
 def run(tmp_path_factory):
     """Saved weights of 8 units with a record, which are opened once."""
     folder = tmp_path_factory.mktemp("weights") / "run"
-    model = lm.LanguageModel(init(ModelConfig(hidden=8, embed=4), 0), folder)
+    model = language_model.LanguageModel(init(ModelConfig(hidden=8, embed=4), 0), folder)
     model.save(folder)
     coefficients = (0.0,) * 8
     record = dataclasses.replace(RECORD, digest=model.digest, coefficients=coefficients, threshold=-0.01, a=-30.0)
-    units.save(record, folder / "units")
+    unit_record.save(record, folder / "units")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm, "load", cache(lm.load))
+        patch.setattr(language_model, "load", cache(language_model.load))
         yield folder
 
 
@@ -85,9 +89,11 @@ def test_labels_within_the_lines_of_a_text_file_are_no_part_of_its_texts(run, tm
 
 @pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
 def test_values_are_those_of_each_text_alone_in_the_feature_of_the_record(run, tmp_path, feature):
-    model = lm.load(run)
-    record = dataclasses.replace(units.load(model.record_dirs, model.digest), feature=feature, task=f"task_{feature}")
-    units.save(record, run / "units")
+    model = language_model.load(run)
+    record = dataclasses.replace(
+        unit_record.load(model.record_dirs, model.digest), feature=feature, task=f"task_{feature}"
+    )
+    unit_record.save(record, run / "units")
     rows = scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.jsonl", task=record.task)
     alone = [float(model.encode([text], feature)[0, record.unit]) for text in TEXTS]
     np.testing.assert_allclose([row["value"] for row in rows], alone, rtol=1e-5, atol=1e-6)
@@ -104,14 +110,14 @@ def test_a_value_on_the_threshold_is_not_positive_and_float32_does_not_round_it_
     record = dataclasses.replace(RECORD, sign=sign, threshold=0.1)  # float32(0.1) lies above 0.1
     values = np.array([0.1, np.float32(0.1), 0.2, 0.0, np.nan])
     expected = [False, True, True, False, False] if sign == 1 else [False, False, False, True, False]
-    assert score.positive(values, record).tolist() == expected
+    assert scores.positive(values, record).tolist() == expected
 
 
 def test_probability_neither_overflows_nor_loses_small_ones():
     record = dataclasses.replace(RECORD, a=1.0, b=0.0)
-    found = score.probability(np.array([-1e9, -700.0, 0.0, 700.0, 1e308, np.nan]), dataclasses.replace(record, a=2.0))
+    found = scores.probability(np.array([-1e9, -700.0, 0.0, 700.0, 1e308, np.nan]), dataclasses.replace(record, a=2.0))
     assert found[[0, 2, 3, 4]].tolist() == [0, 0.5, 1, 1] and np.isnan(found[5])
-    np.testing.assert_allclose(score.probability(np.array([-700.0]), record), np.exp(-700.0), rtol=1e-12)
+    np.testing.assert_allclose(scores.probability(np.array([-700.0]), record), np.exp(-700.0), rtol=1e-12)
 
 
 @unhurried
@@ -183,14 +189,14 @@ def test_keys_are_named(run, tmp_path):
 
 def test_a_long_text_among_short_ones_is_read_as_it_is(run, tmp_path):
     rows = scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.jsonl")
-    alone = lm.load(run).encode(TEXTS)[:, 2]
+    alone = language_model.load(run).encode(TEXTS)[:, 2]
     np.testing.assert_allclose([row["value"] for row in rows], alone, rtol=1e-5, atol=1e-6)
 
 
 @given(st.lists(st.integers(0, 30)), st.integers(1, 5), st.integers(1, 40))
 def test_groups_are_bounded_and_hold_every_review_in_order(lengths, rows, size):
     reviews = [Review("a", n, "x" * k, None, None, b"x" * k, 0.0) for n, k in enumerate(lengths)]
-    found = list(score.groups(iter(reviews), rows, size))
+    found = list(scores.groups(iter(reviews), rows, size))
     assert [review for group in found for review in group] == reviews
     assert all(1 <= len(group) <= rows for group in found)
     assert all(len(group) == 1 or sum(len(review.text) for review in group) <= size for group in found)
@@ -268,7 +274,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(run, tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_refused(run, tmp_path, monkeypatch):
-    model = lm.load(run, precision="auto")  # as score opens it
+    model = language_model.load(run, precision="auto")  # as score opens it
     monkeypatch.setitem(model.__dict__, "weights", model.weights._replace(x=model.weights.x * np.nan))
     assert "not finite" in refused(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.csv")
     assert os.listdir(tmp_path) == ["a.csv"]
@@ -308,7 +314,7 @@ def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, name
     assert "--resume" in refused(run, source, out)
     kill(run, source, out, monkeypatch, resume=True)
     encoded = []
-    monkeypatch.setattr(score, "read", lambda *args, read=score.read: encoded.append(1) or read(*args))
+    monkeypatch.setattr(score, "read", lambda *args, read=scores.read: encoded.append(1) or read(*args))
     score.main(run, (str(source),), out=out, resume=True)
     assert out.read_bytes() == whole.read_bytes() and len(encoded) == 9 - 4
     done = [f".{out.name}.done", f".{whole.name}.done"]
@@ -325,9 +331,9 @@ def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, 
     assert "another keys" in again(text_key="text")
     assert "another format: 'CSV', now 'JSON lines'" in again(json=True)
     assert "another precision: 'float32', now 'bfloat16'" in again(precision="bfloat16")
-    model = lm.load(run)
-    other = dataclasses.replace(units.load(model.record_dirs, model.digest), task="other", unit=3)
-    units.save(other, run / "units")
+    model = language_model.load(run)
+    other = dataclasses.replace(unit_record.load(model.record_dirs, model.digest), task="other", unit=3)
+    unit_record.save(other, run / "units")
     assert "another unit record" in again(task="other")
     (run / "units" / "other.json").unlink()
     with monkeypatch.context() as patch:
@@ -377,7 +383,7 @@ def test_where_no_row_can_be_scored_the_notes_are_kept_and_the_status_is_2(run, 
         assert f"no row could be scored; the notes in {out} say why" in refused(run, source, out, resume=resume)
         assert [row["note"][:12] for row in back(out.read_bytes())] == ["empty", "not readable"]
     assert "2 rows" in capsys.readouterr().err
-    status, data, err = ended("-m", "mlstm_jax.score", run, "-", data=b"&nbsp;\n")
+    status, data, err = ended("-m", "mlstm_jax.cli.score", run, "-", data=b"&nbsp;\n")
     assert status == 2 and err.endswith("error: no row could be scored; the notes in the rows say why\n")
     assert [row["note"] for row in back(data)] == ["empty"]
 
@@ -421,9 +427,11 @@ def test_safe_cells_are_texts_to_a_spreadsheet_and_come_back(run, tmp_path):
 
 
 def test_the_classes_of_the_record_are_named(run, tmp_path, capsys):
-    model = lm.load(run)
-    record = dataclasses.replace(units.load(model.record_dirs, model.digest), task="named", positive="Fresh\x1b[1m")
-    path = units.save(dataclasses.replace(record, negative="Rotten"), run / "units")
+    model = language_model.load(run)
+    record = dataclasses.replace(
+        unit_record.load(model.record_dirs, model.digest), task="named", positive="Fresh\x1b[1m"
+    )
+    path = unit_record.save(dataclasses.replace(record, negative="Rotten"), run / "units")
     scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.csv", task="named")
     path.unlink()
     assert "positive = Fresh\ufffd[1m, negative = Rotten\n" in capsys.readouterr().err
@@ -449,7 +457,7 @@ def test_a_file_that_another_process_writes_is_refused(run, tmp_path):
 # In a process of its own
 
 
-SMALL = "import sys; from mlstm_jax import score; from mlstm_jax.config import script; import tyro; score.ROWS = 20; "
+SMALL = "import sys; from mlstm_jax.cli import score; from mlstm_jax.cli.program import script; import tyro; score.ROWS = 20; "
 SMALL += "script(lambda: tyro.cli(score.main))"
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
@@ -493,10 +501,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, tmp_path):
 
 def test_standard_input_to_standard_output(run, tmp_path):
     data = b'{"text": "good", "label": 1}\n{"text": "b\\u0000d"}\n'
-    status, out, err = ended("-m", "mlstm_jax.score", run, "-", data=data)
+    status, out, err = ended("-m", "mlstm_jax.cli.score", run, "-", data=data)
     assert status == 0 and err == f"{CLASSES}\n2 rows\n"
     assert [(row["text"], row["label"]) for row in back(out)] == [("good", "1"), ("b\0d", "")]
-    status, out, _ = ended("-m", "mlstm_jax.score", run, "-", "--json", data=b"good\nb\xffd\n")
+    status, out, _ = ended("-m", "mlstm_jax.cli.score", run, "-", "--json", data=b"good\nb\xffd\n")
     assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0
 
 
@@ -509,7 +517,7 @@ def test_a_full_disk_is_one_line_and_what_is_done_is_kept(run, tmp_path):
     status, _, err = ended("-c", SMALL, run, source, "--out", out, "--resume")
     assert status == 0 and len(back(out.read_bytes())) == 500
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "mlstm_jax.score", run, source]
+        command = [sys.executable, "-m", "mlstm_jax.cli.score", run, source]
         process = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 2 and process.stderr.startswith(b"error: cannot write to standard output: No space")
     assert process.stderr.count(b"\n") == 1
@@ -523,7 +531,7 @@ def test_a_damaged_input_is_one_line(run, tmp_path):
 
 
 def test_help_loads_no_large_library_and_says_what_to_expect():
-    code = """import sys, tyro; from mlstm_jax import score
+    code = """import sys, tyro; from mlstm_jax.cli import score
 try: tyro.cli(score.main, args=["--help"])
 except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
     status, out, _ = ended("-c", code)

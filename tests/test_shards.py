@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train
-from mlstm_jax import checkpoint
-from mlstm_jax.config import Config, UserError, require
+from mlstm_jax.cli import train
+from mlstm_jax.config import Config
 from mlstm_jax.corpus import prepare, readers, runs, shards, windows
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import EMPTY, frame
+from mlstm_jax.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -272,7 +273,8 @@ def command(reviews, out):
     return [
         sys.executable,
         "-m",
-        "mlstm_jax.corpus",
+        "mlstm_jax",
+        "corpus",
         str(reviews),
         "--out",
         str(out),

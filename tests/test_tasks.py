@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mlstm_jax import tasks
-from mlstm_jax.config import UserError
+from mlstm_jax.errors import UserError
+from mlstm_jax.tasks import sst
 from mlstm_jax.text import frame
 
 EXCERPT = Path(__file__).parent / "data" / "sst"
@@ -77,7 +78,7 @@ def register(monkeypatch, url, digests_of=EXCERPT):
     """Let the builder fetch from `url`; files there must be those of `digests_of`."""
     from tensorflow_datasets.core.download.checksums import compute_url_info
 
-    from mlstm_jax.tasks.sst import SstBinary
+    from mlstm_jax.tasks.sst_download import SstBinary
 
     infos = {f"{url}/{path.name}": compute_url_info(path) for path in digests_of.glob("*.csv")}
     monkeypatch.setattr(SstBinary, "url", url)
@@ -116,7 +117,7 @@ def test_a_folder_with_the_registered_digests_is_the_papers(tmp_path, monkeypatc
         f"url\t0\t{hashlib.sha256(path.read_bytes()).hexdigest()}\t{path.name}\n" for path in EXCERPT.glob("*.csv")
     ]
     table.write_text("".join(lines))
-    monkeypatch.setattr(tasks, "CHECKSUMS", table)
+    monkeypatch.setattr(sst, "CHECKSUMS", table)
     assert tasks.load("sst", folder=EXCERPT).note == "the paper's binary sentences, 60 / 20 / 40"
     swapped = shutil.copytree(EXCERPT, tmp_path / "swapped")
     shutil.copy(EXCERPT / "train_binary_sent.csv", swapped / "test_binary_sent.csv")
@@ -180,7 +181,7 @@ def test_what_is_fetched_equals_the_files_in_their_order(tmp_path, monkeypatch, 
 
 
 def test_the_store_alone_would_not_keep_the_order(tmp_path, monkeypatch, served):
-    from mlstm_jax.tasks.sst import SstBinary
+    from mlstm_jax.tasks.sst_download import SstBinary
 
     register(monkeypatch, served.url)
     tasks.load("sst", data_dir=tmp_path)
@@ -191,7 +192,7 @@ def test_the_store_alone_would_not_keep_the_order(tmp_path, monkeypatch, served)
 def test_a_second_load_asks_no_server(tmp_path, monkeypatch, served):
     register(monkeypatch, served.url)
     first = tasks.load("sst", data_dir=tmp_path / "tfds")
-    assert [path for method, path in served.requests if method == "GET"] == [f"/{f}" for f in tasks.FILES.values()]
+    assert [path for method, path in served.requests if method == "GET"] == [f"/{f}" for f in sst.FILES.values()]
     served.requests.clear()
     second = tasks.load("sst", data_dir=tmp_path / "tfds")
     assert served.requests == []
@@ -206,7 +207,7 @@ def test_fetching_says_one_line_and_leaves_standard_output_alone(tmp_path, monke
 
 
 def test_the_registered_files_are_the_releases_three():
-    from mlstm_jax.tasks.sst import SstBinary
+    from mlstm_jax.tasks.sst_download import SstBinary
 
     found = {url: (int(info.size), info.checksum, info.filename) for url, info in SstBinary.url_infos.items()}
     sizes = {
@@ -216,7 +217,7 @@ def test_the_registered_files_are_the_releases_three():
     }
     names = {split: f"{split}_binary_sent.csv" for split in sizes}
     assert found == {f"{RELEASE}/{names[split]}": (*sizes[split], names[split]) for split in sizes}
-    assert {f"{SstBinary.url}/{file}" for file in tasks.FILES.values()} == set(found)
+    assert {f"{SstBinary.url}/{file}" for file in sst.FILES.values()} == set(found)
 
 
 @pytest.mark.parametrize("altered", ["train", "dev", "test"])
@@ -236,9 +237,9 @@ def test_altered_bytes_are_refused_and_nothing_is_kept(tmp_path, monkeypatch, se
 def test_the_real_checksums_refuse_another_file_under_the_real_names(tmp_path, monkeypatch, served):
     from tensorflow_datasets.core.download import checksums
 
-    from mlstm_jax.tasks.sst import SstBinary
+    from mlstm_jax.tasks.sst_download import SstBinary
 
-    real = checksums.load_url_infos(tasks.CHECKSUMS)
+    real = checksums.load_url_infos(sst.CHECKSUMS)
     monkeypatch.setattr(SstBinary, "url", served.url)
     monkeypatch.setattr(SstBinary, "url_infos", {u.replace(RELEASE, served.url): info for u, info in real.items()})
     with pytest.raises(UserError, match="train_binary_sent.csv is not the released file"):
@@ -248,7 +249,7 @@ def test_the_real_checksums_refuse_another_file_under_the_real_names(tmp_path, m
 
 def test_a_file_without_a_registered_checksum_is_never_fetched(tmp_path, monkeypatch, served):
     register(monkeypatch, served.url)
-    from mlstm_jax.tasks.sst import SstBinary
+    from mlstm_jax.tasks.sst_download import SstBinary
 
     monkeypatch.setattr(SstBinary, "url", f"{served.url}/unregistered")
     with pytest.raises(ValueError, match="Missing checksums"):
@@ -281,7 +282,7 @@ def refused(tmp_path):
     assert time.monotonic() - start < 60  # left to itself tensorflow-datasets tries for minutes
     assert files(tmp_path / "tfds") == []
     message = str(caught.value)
-    assert "\n" not in message and message.endswith(tasks.BY_HAND) and str(tmp_path / "tfds") in message
+    assert "\n" not in message and message.endswith(sst.BY_HAND) and str(tmp_path / "tfds") in message
     return message
 
 
@@ -290,7 +291,7 @@ def test_offline_says_at_once_what_to_put_where(tmp_path, monkeypatch, served):
     served.close()
     message = refused(tmp_path)
     assert "127.0.0.1 does not answer (ConnectionError)" in message
-    for words in (*tasks.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "--sst DIR"):
+    for words in (*sst.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "--sst DIR"):
         assert words in message
 
 
@@ -326,7 +327,7 @@ def test_a_proxy_of_the_environment_is_asked_in_place_of_the_host(tmp_path, monk
     register(monkeypatch, "http://sst.invalid/data")
     monkeypatch.setenv("http_proxy", served.url)
     assert pairs(tasks.load("sst", data_dir=tmp_path / "tfds").test) == truth("test")
-    assert {path for _, path in served.requests} == {f"http://sst.invalid/data/{file}" for file in tasks.FILES.values()}
+    assert {path for _, path in served.requests} == {f"http://sst.invalid/data/{file}" for file in sst.FILES.values()}
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, served):
@@ -338,7 +339,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, served)
 
 
 def test_without_tensorflow_datasets_a_folder_works_and_fetching_says_so(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "mlstm_jax.tasks.sst", raising=False)
+    monkeypatch.delitem(sys.modules, "mlstm_jax.tasks.sst_download", raising=False)
     monkeypatch.delattr(tasks, "sst", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert len(tasks.load("sst", folder=EXCERPT).train.texts) == 60
@@ -380,7 +381,7 @@ def test_importing_tasks_is_light_and_fetching_never_imports_tensorflow(tmp_path
         "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'requests', 'sklearn'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "from tensorflow_datasets.core.download.checksums import compute_url_info\n"
-        "from mlstm_jax.tasks.sst import SstBinary\n"
+        "from mlstm_jax.tasks.sst_download import SstBinary\n"
         "SstBinary.url, folder = sys.argv[1], Path(sys.argv[2])\n"
         "SstBinary.url_infos = {f'{SstBinary.url}/{p.name}': compute_url_info(p) for p in folder.glob('*.csv')}\n"
         "assert len(tasks.load('sst', data_dir=Path(sys.argv[3])).train.texts) == 60\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import planted
 import pytest
 
-from mlstm_jax import checkpoint
+from mlstm_jax import run as run_folder
 from mlstm_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -53,10 +53,10 @@ def test_evaluation_and_score(weights, tmp_path):
     arguments = ("--task", file, "--positive", f"good{EVIL}", "--report", tmp_path / f"report{EVIL}")
     arguments += ("--samples", "2", "--sample-length", "20")
     assert "positive = good\ufffd" in shown("eval_sst.py", weights, *arguments[:4], status=0)
-    shown("-m", "mlstm_jax.score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
+    shown("-m", "mlstm_jax.cli.score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
     empty = tmp_path / f"empty{EVIL}.jsonl"
     empty.write_text('{"text": ""}\n{broken' + EVIL)
-    shown("-m", "mlstm_jax.score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
+    shown("-m", "mlstm_jax.cli.score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_strangers_run(tmp_path):
     run = tmp_path / "run"
     config = Config(data=f"none{EVIL}", run_dir=str(run))
     run.mkdir()
-    checkpoint.write_config(run, config)
+    run_folder.write_config(run, config)
     shown("train.py", "--run-dir", run, status=2)
     shown("train.py", "--run-dir", run, "--help", status=0)
-    checkpoint.write_config(run, dataclasses.replace(config, init=f"none{EVIL}"))
+    run_folder.write_config(run, dataclasses.replace(config, init=f"none{EVIL}"))
     shown("train.py", "--run-dir", run, "--data", "movie-reviews", status=2)

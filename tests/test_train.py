@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from launch import interrupting
 
-import eval_sst
 import mlstm_jax
-import sample
-import train
-from mlstm_jax import checkpoint, log, model, sharding, training
-from mlstm_jax.config import Config, ModelConfig, UserError
+from mlstm_jax import run as run_folder
+from mlstm_jax.cli import evaluate, sample, train
+from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.corpus import windows
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import locked
+from mlstm_jax.errors import UserError
+from mlstm_jax.model import parameters
+from mlstm_jax.training import checkpoint, sharding, updates, validation
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -79,7 +80,7 @@ def flip_a_byte(step_dir, part="params"):
 
 
 def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
-    metrics = log.read_metrics(finished)
+    metrics = run_folder.read_metrics(finished)
     trained = [m for m in metrics if "bits_per_byte" in m]
     assert [m["update"] for m in trained] == [5, 10, 15, 20]
     assert {"gradient_norm", "learning_rate", "bytes_per_second", "elapsed", "skipped"} <= set(trained[0])
@@ -105,7 +106,7 @@ def test_held_out_figure_equals_the_models_own(finished, reviews):
 
 
 def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
-    eval_sst.main(finished, data=SST, json=True)
+    evaluate.main(finished, data=SST, json=True)
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["unit"] < 16 and 0 <= found["accuracy_all"] <= 1 and found["update"] == 20
     assert (finished / "units" / "sst.json").is_file() and (finished / "eval" / "sst" / "histogram.png").is_file()
@@ -139,10 +140,10 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert train.main(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
     heldout = lambda run: [
-        m for m in log.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m
+        m for m in run_folder.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m
     ]
     assert heldout(run_dir) == heldout(finished)
-    updates = [m["update"] for m in log.read_metrics(run_dir)]
+    updates = [m["update"] for m in run_folder.read_metrics(run_dir)]
     assert updates == sorted(updates)
 
 
@@ -154,7 +155,7 @@ def test_under_nohup_a_run_goes_on_when_its_terminal_closes(reviews, tmp_path, m
             assert train.main(arguments(reviews, tmp_path / "run")) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert max(checkpoint.steps(tmp_path / "run")) == 20
+    assert max(run_folder.steps(tmp_path / "run")) == 20
 
 
 def test_a_run_whose_terminal_closes_is_saved_though_nothing_can_be_printed_any_more(reviews, tmp_path):
@@ -173,7 +174,7 @@ def test_a_run_whose_terminal_closes_is_saved_though_nothing_can_be_printed_any_
         shown += os.read(keyboard, 1 << 16)
     os.close(keyboard)
     assert process.wait(timeout=120) == 128 + signal.SIGHUP
-    assert checkpoint.steps(tmp_path / "run")
+    assert run_folder.steps(tmp_path / "run")
 
 
 @pytest.mark.parametrize("part", ["params", "train", "meta"])
@@ -182,7 +183,7 @@ def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, 
     with monkeypatch.context() as patch:
         interrupt_at(patch, 14, signal.SIGTERM)
         train.main(arguments(reviews, run_dir))
-    assert checkpoint.steps(run_dir) and set(checkpoint.steps(run_dir)) == {10, 15}
+    assert run_folder.steps(run_dir) and set(run_folder.steps(run_dir)) == {10, 15}
     flip_a_byte(run_dir / "checkpoints" / "15", part)
     capsys.readouterr()
     assert train.main(["--run-dir", str(run_dir)]) == 0
@@ -218,7 +219,7 @@ def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, c
         train.main(arguments(reviews, run_dir))
     assert train.main(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
     assert "changed for this run from now on: save_every (10 -> 4), keep (3 -> 2)" in capsys.readouterr().out
-    assert set(checkpoint.steps(run_dir)) == {16, 20}
+    assert set(run_folder.steps(run_dir)) == {16, 20}
     assert train.stored_config(run_dir).save_every == 4
 
 
@@ -259,7 +260,7 @@ def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path
         train.main(arguments(reviews, tmp_path / "run"))
     assert train.main(arguments(reviews, tmp_path / "run", *options)) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    losses = [m["bits_per_byte"] for m in log.read_metrics(tmp_path / "run") if "bits_per_byte" in m]
+    losses = [m["bits_per_byte"] for m in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in m]
     assert losses[-1] < losses[0]
     mlstm_jax.load(tmp_path / "run").save(tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text().replace("\\", "")  # that hide markup
@@ -284,7 +285,7 @@ def test_a_finished_run_trains_on_with_a_new_decay(reviews, tmp_path):
     run_dir = tmp_path / "run"
     train.main(arguments(reviews, run_dir, "--updates", "5"))
     assert train.main(["--run-dir", str(run_dir), "--more-updates", "5", "--log-every", "1"]) == 0
-    rates = [m["learning_rate"] for m in log.read_metrics(run_dir) if m["update"] > 5 and "learning_rate" in m]
+    rates = [m["learning_rate"] for m in run_folder.read_metrics(run_dir) if m["update"] > 5 and "learning_rate" in m]
     np.testing.assert_allclose(rates, [5e-3 * (1 - k / 5) for k in range(5)], rtol=1e-6)
     assert train.main(["--run-dir", str(run_dir)]) == 0  # finished again; more_updates is not kept
 
@@ -314,12 +315,12 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-train_step = jax.jit(partial(training.train_step, precision="float32", clip=1.0))
+train_step = jax.jit(partial(updates.train_step, precision="float32", clip=1.0))
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
-    params = model.init(ModelConfig(hidden=8, embed=4), 0)
-    state = training.init_state(params, lanes=2)
+    params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
+    state = updates.init_state(params, lanes=2)
     state = state._replace(lanes=tuple(jnp.full_like(s, jnp.nan) for s in state.lanes))
     window = jnp.zeros((2, 5), jnp.uint8)
     after, metrics = train_step(state, window, False, 0.1)
@@ -334,7 +335,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_moments_that_are_not_finite_are_not_trained_on(value):
     """An infinite second moment would leave its parameter as it is, unseen, for ever."""
-    state = training.init_state(model.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
+    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
     nu = state.moments.nu | {"b": state.moments.nu["b"].at[0].set(value)}
     broken = state._replace(moments=state.moments._replace(nu=nu))
     after, _ = train_step(broken, jnp.arange(10, dtype=jnp.uint8).reshape(2, 5), False, 0.1)
@@ -345,19 +346,19 @@ def test_moments_that_are_not_finite_are_not_trained_on(value):
 
 def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same():
     mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), lanes=2)
-    update = lambda **other: training.jitted(replace(config, **other), "float32", mesh)
+    update = lambda **other: updates.jitted(replace(config, **other), "float32", mesh)
     assert update() is update(learning_rate=1e-3, updates=7, seed=5, window=32)
-    others = [update(clip=2.0), update(segment=8), update(lane_groups=2), training.jitted(config, "bfloat16", mesh)]
+    others = [update(clip=2.0), update(segment=8), update(lane_groups=2), updates.jitted(config, "bfloat16", mesh)]
     assert len({*others, update()}) == 5
-    drawn = [training.draw_state(replace(config, seed=seed), mesh) for seed in (0, 1, 0)]
+    drawn = [updates.draw_state(replace(config, seed=seed), mesh) for seed in (0, 1, 0)]
     first, second, again = (np.asarray(state.params["wh"]) for state in drawn)
     np.testing.assert_array_equal(first, again)
     assert np.any(first != second)
 
 
 def test_the_state_starts_from_zero_at_a_shards_start():
-    params = model.init(ModelConfig(hidden=8, embed=4), 0)
-    state = training.init_state(params, lanes=2)
+    params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
+    state = updates.init_state(params, lanes=2)
     carried = state._replace(lanes=tuple(jnp.ones_like(s) for s in state.lanes))
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
     step = lambda state, fresh: train_step(state, window, fresh, 0.1)[1]
@@ -366,12 +367,12 @@ def test_the_state_starts_from_zero_at_a_shards_start():
 
 
 def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
-    params = model.init(ModelConfig(hidden=8, embed=4), 0)
+    params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
     window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
 
     def first_moment(clip):
-        state, metrics = training.train_step(
-            training.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
+        state, metrics = updates.train_step(
+            updates.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
         )
         moment = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(state.moments.mu)))
         return float(moment) / 0.1, float(metrics["gradient_norm"])  # Adam's first moment is 0.1 x the gradient
@@ -405,7 +406,7 @@ def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):
             break
     process.stdout.close()
     process.wait()
-    assert "test_bits_per_byte" in log.read_metrics(run_dir)[-1] and 20 in checkpoint.steps(run_dir)
+    assert "test_bits_per_byte" in run_folder.read_metrics(run_dir)[-1] and 20 in run_folder.steps(run_dir)
 
 
 def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_on(
@@ -413,7 +414,7 @@ def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_o
 ):
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        score, calls = training.bits_per_byte, []
+        score, calls = validation.bits_per_byte, []
 
         def killed(*args):
             calls.append(args)
@@ -421,11 +422,11 @@ def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_o
                 raise KeyboardInterrupt
             return score(*args)
 
-        patch.setattr(training, "bits_per_byte", killed)
+        patch.setattr(validation, "bits_per_byte", killed)
         with pytest.raises(KeyboardInterrupt):
             train.main(arguments(reviews, run_dir))
     assert train.main(["--run-dir", str(run_dir)]) == 0
-    assert log.read_metrics(run_dir)[-1].keys() == {"update", "test_bits_per_byte"}
+    assert run_folder.read_metrics(run_dir)[-1].keys() == {"update", "test_bits_per_byte"}
     assert_same_run(run_dir, finished)
 
 
@@ -453,7 +454,7 @@ def test_a_config_edited_on_disk_is_refused_by_what_the_checkpoint_holds(reviews
 def test_a_run_that_never_saved_starts_again_with_another_config_and_says_so(reviews, tmp_path, capsys):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    checkpoint.write_config(run_dir, train.configs.from_dict(train.configs.to_dict(train.configs.Config())))
+    run_folder.write_config(run_dir, train.configs.from_dict(train.configs.to_dict(train.configs.Config())))
     (run_dir / "metrics.jsonl").write_text('{"update": 3}\n')
     assert train.main(arguments(reviews, run_dir, "--updates", "5")) == 0
     assert "has no checkpoint: starting again from update 0" in capsys.readouterr().out
@@ -494,7 +495,7 @@ def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, mon
         (run_dir / "config.json").unlink()
     capsys.readouterr()
     assert train.main(["--run-dir", str(run_dir)]) == 0
-    assert "resuming" in capsys.readouterr().out and checkpoint.steps(run_dir)[-1] == 20
+    assert "resuming" in capsys.readouterr().out and run_folder.steps(run_dir)[-1] == 20
     assert json.loads((run_dir / "config.json").read_text())["coordinator"] is None
 
 
@@ -518,8 +519,8 @@ def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsy
     lines = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
     assert ["(mean of 3)" in line for line in lines] == [True, False, False]
     train.main(arguments(reviews, every, "--log-every", "1"))
-    one = {row["update"]: row["bits_per_byte"] for row in log.read_metrics(every) if "bits_per_byte" in row}
-    rows = [row for row in log.read_metrics(run_dir) if "bits_per_byte" in row]
+    one = {row["update"]: row["bits_per_byte"] for row in run_folder.read_metrics(every) if "bits_per_byte" in row}
+    rows = [row for row in run_folder.read_metrics(run_dir) if "bits_per_byte" in row]
     assert [(row["update"], row["averaged"]) for row in rows] == [(5, 5), (10, 3), (15, 5), (20, 5)]
     assert rows[1]["bits_per_byte"] == pytest.approx((one[8] + one[9] + one[10]) / 3, rel=1e-6)
 
@@ -528,9 +529,9 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
     train.main(arguments(reviews, run_dir, "--updates", "10"))
     path = run_dir / "metrics.jsonl"
-    before = log.read_metrics(run_dir)
+    before = run_folder.read_metrics(run_dir)
     path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n" + path.read_bytes() + b'{"update": 99, "bits')
-    assert log.read_metrics(run_dir) == before
+    assert run_folder.read_metrics(run_dir) == before
     assert train.main(["--run-dir", str(run_dir), "--more-updates", "5"]) == 0
     assert path.read_bytes().startswith(b'{"update": 5,')
 
@@ -624,7 +625,7 @@ def test_training_needs_no_optional_package(reviews, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "no TensorBoard files" in done.stdout and "left out: loss curve: matplotlib" in done.stderr
-    assert not (tmp_path / "run" / "loss_curve.png").exists() and checkpoint.steps(tmp_path / "run") == [5]
+    assert not (tmp_path / "run" / "loss_curve.png").exists() and run_folder.steps(tmp_path / "run") == [5]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finished):

@@ -7,9 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from mlstm_jax import disk, probe, units
-from mlstm_jax.config import UserError
-from mlstm_jax.units import UnitRecord
+from mlstm_jax import disk, unit_record
+from mlstm_jax.errors import UserError
+from mlstm_jax.sentiment import probe
+from mlstm_jax.unit_record import UnitRecord
 
 RECORD = UnitRecord(
     digest="d1",
@@ -35,32 +36,32 @@ RECORD = UnitRecord(
 
 
 def test_record_comes_back_as_it_was(tmp_path):
-    path = units.save(RECORD, tmp_path / "units")
+    path = unit_record.save(RECORD, tmp_path / "units")
     assert path == tmp_path / "units" / "sst.json"
-    assert units.load([path.parent], "d1") == units.load([path.parent], "d1", "sst") == RECORD
+    assert unit_record.load([path.parent], "d1") == unit_record.load([path.parent], "d1", "sst") == RECORD
     assert os.listdir(path.parent) == ["sst.json"]
 
 
 def test_missing_record_names_the_command(tmp_path):
     with pytest.raises(UserError, match="python eval_sst.py RUN$"):
-        units.load([tmp_path / "none"], "d1")
+        unit_record.load([tmp_path / "none"], "d1")
     with pytest.raises(UserError, match="python eval_sst.py RUN --task imdb$"):
-        units.load([tmp_path], "d1", "imdb")
+        unit_record.load([tmp_path], "d1", "imdb")
 
 
 def test_record_of_other_weights_is_refused_with_the_command(tmp_path):
-    units.save(RECORD, tmp_path)
+    unit_record.save(RECORD, tmp_path)
     with pytest.raises(UserError, match=r"sst.json is of other weights.*python eval_sst.py RUN$"):
-        units.load([tmp_path], "d2")
+        unit_record.load([tmp_path], "d2")
 
 
 def test_without_a_task_the_newest_matching_record_is_taken(tmp_path):
     for age, (task, digest) in enumerate([("rotten_tomatoes", "d2"), ("imdb", "d1"), ("sst", "d1")]):
-        path = units.save(dataclasses.replace(RECORD, task=task, digest=digest), tmp_path)
+        path = unit_record.save(dataclasses.replace(RECORD, task=task, digest=digest), tmp_path)
         os.utime(path, (1000 - age, 1000 - age))
-    assert units.load([tmp_path], "d1").task == "imdb"
-    assert units.load([tmp_path], "d2").task == "rotten_tomatoes"
-    assert units.load([tmp_path], "d1", "sst").task == "sst"
+    assert unit_record.load([tmp_path], "d1").task == "imdb"
+    assert unit_record.load([tmp_path], "d2").task == "rotten_tomatoes"
+    assert unit_record.load([tmp_path], "d1", "sst").task == "sst"
 
 
 def damaged():
@@ -79,17 +80,17 @@ def damaged():
 def test_damaged_record_is_refused_with_the_command(tmp_path, text):
     (tmp_path / "imdb.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match="imdb.json is damaged.*python eval_sst.py RUN --task imdb"):
-        units.load([tmp_path], "d1")
+        unit_record.load([tmp_path], "d1")
 
 
 def test_a_flipped_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
-    path = units.save(dataclasses.replace(RECORD, positive="Fresh", negative="Rotten"), tmp_path)
-    record, whole = units.load([tmp_path], "d1"), path.read_bytes()
+    path = unit_record.save(dataclasses.replace(RECORD, positive="Fresh", negative="Rotten"), tmp_path)
+    record, whole = unit_record.load([tmp_path], "d1"), path.read_bytes()
     noticed = 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         try:
-            assert units.load([tmp_path], "d1") == record  # white space
+            assert unit_record.load([tmp_path], "d1") == record  # white space
         except UserError:
             noticed += 1
     assert noticed > 0.9 * len(whole)
@@ -99,9 +100,9 @@ def test_a_record_of_version_0_1_has_no_names_of_classes_and_no_checksum(tmp_pat
     fields = dataclasses.asdict(RECORD)
     del fields["positive"], fields["negative"]
     (tmp_path / "sst.json").write_text(json.dumps(fields))
-    record = units.load([tmp_path], "d1")
+    record = unit_record.load([tmp_path], "d1")
     assert record == RECORD
-    assert units.describe_classes(record.negative, record.positive) == "positive = positive, negative = negative"
+    assert unit_record.describe_classes(record.negative, record.positive) == "positive = positive, negative = negative"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -110,21 +111,21 @@ def test_plus_is_always_positive(sign):
     y = rng.integers(0, 2, 200)
     x = (sign * (2.0 * y + 3) + rng.normal(size=200))[:, None].astype(np.float32)
     record = dataclasses.replace(RECORD, coefficients=(float(sign),), **probe.measure_unit(x, y, 0)._asdict())
-    positive = lambda k: record.a * units.clamp_value(record, k) + record.b
+    positive = lambda k: record.a * unit_record.clamp_value(record, k) + record.b
     assert positive(2.0) > positive(1.0) > positive(0.0) > positive(-1.0) > positive(-2.0)
     assert positive(2.0) > 2 and positive(-2.0) < -2
-    assert units.clamp_value(record, 0.0) == (record.mean_negative + record.mean_positive) / 2
+    assert unit_record.clamp_value(record, 0.0) == (record.mean_negative + record.mean_positive) / 2
 
 
 def test_only_a_cell_state_can_be_held():
     with pytest.raises(UserError, match="python eval_sst.py RUN --feature cell"):
-        units.clamp_value(dataclasses.replace(RECORD, feature="hidden"), 1.0)
+        unit_record.clamp_value(dataclasses.replace(RECORD, feature="hidden"), 1.0)
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), units.atomic(path) as file:
+    with pytest.raises(KeyboardInterrupt), unit_record.atomic(path) as file:
         file.write(b"ne")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
@@ -133,4 +134,4 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
 def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        units.save(RECORD, tmp_path / "file")
+        unit_record.save(RECORD, tmp_path / "file")

@@ -16,9 +16,9 @@ from typing import Any
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.prepare import Spread
 from mlstm_jax.disk import parse_json
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import decode, encode
 
 

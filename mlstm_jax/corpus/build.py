@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import Config, require
+from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged, shards
 from mlstm_jax.corpus.readers import read_texts
 from mlstm_jax.corpus.windows import Bytes
+from mlstm_jax.errors import require
 from mlstm_jax.text import EMPTY, frame
 
 
@@ -27,7 +28,7 @@ class Corpus(NamedTuple):
 
 
 def is_prepared(data: str) -> bool:
-    """Whether data are a folder that `python -m mlstm_jax.corpus` has made, or was making."""
+    """Whether data are a folder that `python -m mlstm_jax.cli.corpus` has made, or was making."""
     return (Path(data) / "manifest.json").exists() or (Path(data) / ".work").exists()
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 
-from mlstm_jax.config import require
 from mlstm_jax.corpus.lines import HEAD, LINE, TOO_LONG
+from mlstm_jax.errors import require
 from mlstm_jax.text import decode, encode
 
 ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest

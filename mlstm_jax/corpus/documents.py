@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from mlstm_jax.config import UserError
+from mlstm_jax.errors import UserError
 
 # An array that begins with an object or is empty; an object whose first line ends with its brace, or with a comma.
 _BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:\[\s*+[{\]]|\{(?:[^\n]*,)?[ \t\r]*\n\s*+[\"'}])")

@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import decode
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlstm_jax.config import UserError, require
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import frame
 
 SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"

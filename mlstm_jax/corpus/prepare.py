@@ -26,22 +26,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import UserError, require, undisturbed
 from mlstm_jax.corpus import runs, shards
 from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, labels_within, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Digested, Part
-from mlstm_jax.disk import (
-    Damaged,
-    Unwritable,
-    atomic,
-    is_sealed,
-    locked,
-    read_json,
-    seal,
-    sync_files,
-    sync_folder,
-    unsynced,
-)
+from mlstm_jax.disk import Unwritable, atomic, is_sealed, locked, read_json, seal, sync_files, sync_folder, unsynced
+from mlstm_jax.errors import Damaged, UserError, require
+from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as log.progress

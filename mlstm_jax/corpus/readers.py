@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import answers, tables
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
 from mlstm_jax.corpus.records import Keys, keys_of_lines, line_reader
 from mlstm_jax.corpus.tables import Row
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import decode
 
 KINDS = {

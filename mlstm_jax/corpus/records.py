@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from mlstm_jax.config import require, undisturbed
+from mlstm_jax.errors import require
+from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import decode, encode, printable
 
 TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from mlstm_jax.config import require
 from mlstm_jax.corpus.readers import Chunk, parse
-from mlstm_jax.disk import Damaged, is_sealed, read_json, seal, unsynced
+from mlstm_jax.disk import is_sealed, read_json, seal, unsynced
+from mlstm_jax.errors import Damaged, require
 from mlstm_jax.text import EMPTY, frame
 
 BUCKET = 32 << 20  # bytes of the second pass that one worker holds

@@ -8,9 +8,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import require
 from mlstm_jax.corpus.windows import Bytes
-from mlstm_jax.disk import Damaged, is_sealed, read_json
+from mlstm_jax.disk import is_sealed, read_json
+from mlstm_jax.errors import Damaged, require
 
 FORMAT = 1  # of the manifest and the files it speaks of
 

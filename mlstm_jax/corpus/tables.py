@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
 from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import say
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text

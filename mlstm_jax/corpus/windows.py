@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from mlstm_jax.config import require
+from mlstm_jax.errors import require
 
 Bytes = UInt8[np.ndarray, "bytes"]
 

@@ -1,28 +1,18 @@
 """Labelled sets to evaluate on: SST, the packaged reviews, the paper's sets in ten folds, and files of one's own."""
 
-import csv
-import hashlib
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import packaged
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.tasks import published
 from mlstm_jax.tasks.files import from_file
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Folds, Split, Task
+from mlstm_jax.tasks.sst import BY_HAND, FILES, _is_release, read_split
 
 __all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "read_split"]
-
-CHECKSUMS = Path(__file__).with_name("checksums.tsv")
-FILES = {split: f"{split}_binary_sent.csv" for split in ("train", "dev", "test")}
-BY_HAND = (
-    f"put {FILES['train']}, {FILES['dev']} and {FILES['test']} (from the paper's code release, "
-    "github.com/openai/generating-reviews-discovering-sentiment, folder data) in a folder and name it with --sst DIR"
-)
 
 
 def load(name: str, folder: Path | None = None, data_dir: Path | None = None) -> Task | Folds:
@@ -55,37 +45,6 @@ def load(name: str, folder: Path | None = None, data_dir: Path | None = None) ->
     return Task(name, f"{source}, {' / '.join(f'{len(split.texts):,}' for split in splits.values())}", **splits)
 
 
-def read_split(path: Path) -> Split:
-    """One split of SST: a CSV file with the columns label (0 or 1) and sentence.
-
-    Raises UserError, naming file and line, for whatever cannot be read so, and for a file without both classes.
-    """
-    require(path.is_file(), f"no file {path}; {BY_HAND}")
-    texts, labels = [], []
-    # Invalid UTF-8 is kept, as everywhere; newline="" leaves the line ends inside quotes to csv.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file, strict=True)  # strict: a quote that is never closed is an error
-        try:
-            header = rows.fieldnames or ()
-            for column in ("label", "sentence"):
-                require(column in header, f"{path}: no column {column!r}; its first line must be label,sentence")
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                label = row["label"]
-                require(label in ("0", "1"), f"{where}: the label is {label!r}; make it 0 (negative) or 1 (positive)")
-                require(
-                    None not in row and row["sentence"] is not None,
-                    f"{where}: not as many columns as the first line; put a sentence with a comma in double quotes",
-                )
-                texts.append(row["sentence"])
-                labels.append(int(label))
-        except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num + 1}: {error}; save the file as CSV again") from None
-    count = Counter(labels)
-    require(len(count) == 2, f"{path}: {count[0]} negative and {count[1]} positive sentences; both classes are needed")
-    return Split(texts, np.array(labels, np.int64))
-
-
 def _packaged(source: str) -> dict[str, Split]:
     parts = {split: [] for split in FILES}
     for review in packaged.reviews(source):
@@ -98,14 +57,11 @@ def _packaged(source: str) -> dict[str, Split]:
 
 def _fetched(data_dir: Path | None) -> dict[str, Split]:
     try:
-        from mlstm_jax.tasks import sst  # late: tensorflow-datasets takes a second, and only this task needs it
+        from mlstm_jax.tasks import (
+            sst_download,  # late: tensorflow-datasets takes a second, and only this task needs it
+        )
 
-        return sst.load(data_dir)
+        return sst_download.load(data_dir)
     except ImportError as error:
         # Not only an incomplete installation: array_record is not built for every system.
         raise UserError(f"SST is fetched with tensorflow-datasets, which fails here ({error}); {BY_HAND}") from None
-
-
-def _is_release(paths: Iterable[Path]) -> bool:
-    known = CHECKSUMS.read_text(encoding="utf-8")
-    return all(f"{hashlib.sha256(path.read_bytes()).hexdigest()}\t{path.name}\n" in known for path in paths)

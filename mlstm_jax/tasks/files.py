@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
@@ -26,6 +25,7 @@ from mlstm_jax.corpus.readers import (
     sources,
 )
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task

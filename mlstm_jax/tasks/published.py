@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from mlstm_jax.config import UserError, require
 from mlstm_jax.corpus import packaged
+from mlstm_jax.errors import UserError, require
 from mlstm_jax.tasks.sets import BINARY, FOLDS, Folds, Split
 from mlstm_jax.text import EMPTY, frame, say
 

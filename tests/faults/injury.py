@@ -21,17 +21,17 @@ from typing import Any, NamedTuple
 
 from launch import ROOT, Ended
 
-from mlstm_jax import checkpoint
-from mlstm_jax.config import UserError
+from mlstm_jax.errors import UserError
+from mlstm_jax.training import checkpoint
 
 PROGRAMS = {
     "train": [ROOT / "train.py"],
     "eval_sst": [ROOT / "eval_sst.py"],
     "sample": [ROOT / "sample.py"],
-    "score": ["-m", "mlstm_jax.score"],
-    "heatmap": ["-m", "mlstm_jax.heatmap"],
-    "convert": ["-m", "mlstm_jax.convert"],
-    "corpus": ["-m", "mlstm_jax.corpus"],
+    "score": ["-m", "mlstm_jax.cli.score"],
+    "heatmap": ["-m", "mlstm_jax.cli.heatmap"],
+    "convert": ["-m", "mlstm_jax.cli.convert"],
+    "corpus": ["-m", "mlstm_jax.cli.corpus"],
 }
 
 

@@ -29,9 +29,10 @@ from injury import (
 )
 from test_shards import alone, dump, killed_at, sums
 
-from mlstm_jax.config import Config, UserError
+from mlstm_jax.config import Config
 from mlstm_jax.corpus import prepare, readers, runs
 from mlstm_jax.corpus.build import build
+from mlstm_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +40,9 @@ pytestmark = pytest.mark.slow
 SMALL = """
 from functools import partial
 import tyro
-from mlstm_jax.config import script
+from mlstm_jax.cli.program import script
 from mlstm_jax.corpus import prepare, readers, runs
-from mlstm_jax.corpus.__main__ import main
+from mlstm_jax.cli.corpus import main
 prepare.chunks, runs.BUCKET = partial(readers.chunks, size=20_000), 100_000
 script(lambda: tyro.cli(main))
 """

@@ -14,13 +14,17 @@ import pytest
 from injury import Figures, copied, cut, files, fill, flip, judge, run, tail
 from launch import ROOT, interrupting, write_reviews
 
-import eval_sst
 import mlstm_jax
-import train
-from mlstm_jax import checkpoint, evaluation, lm, log, score, units
-from mlstm_jax.config import Config, UserError
+from mlstm_jax import run as run_folder
+from mlstm_jax import unit_record
+from mlstm_jax.cli import evaluate, score, train
+from mlstm_jax.config import Config
 from mlstm_jax.corpus import windows
 from mlstm_jax.corpus.build import build
+from mlstm_jax.errors import UserError
+from mlstm_jax.inference import language_model
+from mlstm_jax.sentiment import evaluation
+from mlstm_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +59,7 @@ def runs(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "stream", interrupting(windows.stream, 14, signal.SIGTERM))
         assert begin(folder / "stopped") == 143
-    assert checkpoint.steps(folder / "stopped") == [10, 15]
+    assert run_folder.steps(folder / "stopped") == [10, 15]
     return folder
 
 
@@ -66,7 +70,7 @@ def found(folder):
     task = planted.reviews(folder / "task.csv", 60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        eval_sst.main(folder / "model", task=str(task))
+        evaluate.main(folder / "model", task=str(task))
     return folder / "model"
 
 
@@ -119,7 +123,7 @@ def test_config_of_a_run(runs, tmp_path):
 def test_metrics(runs, tmp_path):
     """A line that is damaged is left out with a word."""
     figures, copy = Figures("metrics.jsonl"), tmp_path / "run"
-    known = log.read_metrics(runs / "whole")
+    known = run_folder.read_metrics(runs / "whole")
     copy.mkdir()
     for hurt, draw in damages(15):
         about = hurt_one(hurt, draw, [copied(runs / "whole" / "metrics.jsonl", copy / "metrics.jsonl")])
@@ -127,17 +131,17 @@ def test_metrics(runs, tmp_path):
         def right(rows, said, hurt=hurt):
             return all(row in known for row in rows) and (rows == known or bool(said) or hurt is cut)
 
-        judge(figures, about, lambda: log.read_metrics(copy), right)
+        judge(figures, about, lambda: run_folder.read_metrics(copy), right)
     figures.report()
 
 
 def test_unit_record(found, tmp_path):
     figures, copy = Figures("unit record"), tmp_path / "units"
     digest = mlstm_jax.load(found).digest
-    known = units.load([found / "units"], digest)
+    known = unit_record.load([found / "units"], digest)
     for hurt, draw in damages(20):
         about = hurt_one(hurt, draw, files(copied(found / "units", copy)))
-        judge(figures, about, lambda: units.load([copy], digest), lambda record, _: record == known)
+        judge(figures, about, lambda: unit_record.load([copy], digest), lambda record, _: record == known)
     figures.report()
 
 
@@ -145,9 +149,11 @@ def test_cached_features(found, tmp_path, monkeypatch):
     """Other features than the model gives are never taken; these are made again."""
     figures = Figures("cached features")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model, texts = lm.load(found), ["good :)", "bad :(", "neither", "A longer one, with more in it. :)"]
+    model, texts = language_model.load(found), ["good :)", "bad :(", "neither", "A longer one, with more in it. :)"]
     known = evaluation.features(model, texts, "cell")
-    monkeypatch.setattr(lm.LanguageModel, "encode", lambda *_, **__: known.copy())  # making it again takes seconds
+    monkeypatch.setattr(
+        language_model.LanguageModel, "encode", lambda *_, **__: known.copy()
+    )  # making it again takes seconds
     (kept,) = (path.parent for path in tmp_path.rglob("*.npy"))
     pristine = copied(kept, tmp_path / "pristine")
     for hurt, draw in damages(20):

@@ -12,12 +12,12 @@ from injury import Figures, end, is_traceback, run, signalled, start, tail
 from launch import ROOT, write_reviews
 
 import mlstm_jax
-from mlstm_jax import checkpoint
+from mlstm_jax import run as run_folder
 
 pytestmark = pytest.mark.slow
 
 SAVES = "--updates 300 --save-every 3 --keep 2 --log-every 7 --eval-every 50 --sample-every 0".split()
-SMALL = "import sys, tyro; from mlstm_jax import score; from mlstm_jax.config import script; score.ROWS = 20; "
+SMALL = "import sys, tyro; from mlstm_jax.cli import score; from mlstm_jax.cli.program import script; score.ROWS = 20; "
 SMALL += "script(lambda: tyro.cli(score.main))"
 
 
@@ -32,7 +32,7 @@ def training(run_dir, reviews):
 
 def last(run_dir):
     """The newest checkpoint that has been written whole; 0 where there is none."""
-    return max(checkpoint.steps(run_dir), default=0)
+    return max(run_folder.steps(run_dir), default=0)
 
 
 def test_training_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):

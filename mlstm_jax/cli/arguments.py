@@ -1,0 +1,93 @@
+"""The command line of training: config files and flags to a Config."""
+
+import dataclasses
+import difflib
+import re
+import runpy
+import traceback
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+from mlstm_jax.config import Config, MeshConfig, ModelConfig
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.text import printable
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
+
+
+def load_file(path: str | Path) -> Config:
+    """The object `config` of a config file, its run folder named after the file.
+
+    Raises UserError for a missing file, a file that fails (a misspelt field: with the nearest name) or has no `config`.
+    """
+    path = Path(path)
+    folder = path.parent if path.parent.name else Path("configs")
+    found = ", ".join(map(str, sorted(folder.glob("*.py")))) or "none"
+    require(path.is_file(), f"no config file {path}; those in {folder}: {found}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except (Exception, SystemExit) as error:
+        raise UserError(_complaint(path, error)) from None
+    require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def _complaint(path, error):
+    """One line on a config file that fails: where, and why."""
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno or 1}: {error.msg}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown:
+        owner = {"ModelConfig": ModelConfig, "MeshConfig": MeshConfig}.get(unknown[1], Config)
+        nearest = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(owner)], 1, 0)
+        return f"{where}: {owner.__name__} has no field {unknown[2]!r}; the nearest is {nearest[0]!r}"
+    return f"{where}: {error}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
+
+
+def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) -> tuple[Config, Config | None]:
+    """The config to run, and the stored config of the run it continues, if there is one.
+
+    `stored(run_dir)` reads a run's own config, which is then the default for all that the command line does not name.
+    """
+    import tyro
+
+    known = ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config")
+    known.add_argument("--run-dir", "--run_dir", dest="run_dir")
+    named, _ = known.parse_known_args(args)
+    default = (
+        load_file(QUICKSTART if named.config is None else named.config)
+        if named.config is not None or QUICKSTART.exists()
+        else Config(run_dir="runs/quickstart")
+    )
+    run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
+    old = stored(Path(run_dir))
+    source = named.config or "configs/quickstart.py"
+    if old and not named.config:
+        default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
+        source = f"the run in {run_dir}"
+    # tyro names the flag nearest to a misspelt one only where flag and value are apart.
+    apart = lambda arg: arg.split("=", 1) if re.match("--[^=]+=[^-]", arg) else [arg]
+    rest = [part for arg in _without(args, "--config") for part in apart(arg)]
+    if {"-h", "--help"} & set(rest):  # which shows what a run holds that may be a stranger's
+        texts = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+        default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
+    description = f"Train an mLSTM byte by byte. --config FILE sets the defaults below (now: {source})."
+    config = tyro.cli(Config, default=default, args=rest, prog="train.py", description=description)
+    return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
+
+
+def _without(args: list[str], flag: str) -> list[str]:
+    """The command line less one flag and its value."""
+    rest, skip = [], False
+    for arg in args:
+        if skip or arg.startswith(flag + "="):
+            skip = False
+        elif arg == flag:
+            skip = True
+        else:
+            rest.append(arg)
+    return rest

@@ -1,0 +1,145 @@
+"""Find the sentiment unit of a trained model: features, L1 probe, the unit; a table, pictures and the unit record.
+
+python eval_sst.py                                   # the run with the newest checkpoint
+python eval_sst.py runs/quickstart --task imdb
+python eval_sst.py runs/quickstart --report out      # all there is to say, as one HTML page
+"""
+
+import contextlib
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from mlstm_jax.config import as_argument
+from mlstm_jax.errors import require
+from mlstm_jax.text import say
+
+ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
+
+
+def main(
+    run: Path | None = None,
+    /,
+    *,
+    task: str = "sst",
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["--sst"])] = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    positive: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
+    negative: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
+    feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    controls: bool = False,
+    label_efficiency: bool = False,
+    over_training: bool = False,
+    clamp_effect: bool = False,
+    samples: int = 64,
+    sample_length: int = 200,
+    report: Path | None = None,
+    json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Find the unit that carries sentiment, by an L1 logistic regression on a model's features of labelled texts.
+
+    Args:
+        run: A run folder, or another program's weights; by default the run with the newest checkpoint.
+        task: The labelled texts: sst (fetched once), imdb and rotten_tomatoes (they come with the installed packages),
+            mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet).
+        data: Folder of the task's files: SST's three CSV files, instead of fetching them, or the pair of mr, cr ...
+        text_key: Column or JSON key of the text in a file of your own; found by its usual names.
+        label_key: Column or JSON key of the label there; two classes or more.
+        positive: The labels there that are the positive class, where it is not plain (the higher number, usual words).
+        negative: Those of the negative class. Texts of labels named in neither are left out.
+        feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
+        precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
+        controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
+        label_efficiency: Accuracy against the number of labelled texts.
+        over_training: The unit at every checkpoint of the run.
+        clamp_effect: Write with the unit held at -3 ... +3 deviations, and have others judge the samples.
+        samples: Samples at each of these values.
+        sample_length: Bytes of each sample.
+        report: Folder for all of this as one HTML page, index.html, with its pictures.
+        json: Print one JSON object on stdout, and all else on stderr.
+        out: Folder of the pictures; by default RUN/eval/TASK.
+    """
+    require(samples >= 1 and sample_length >= 1, "--samples and --sample-length must be at least 1")
+    page = report and report / "index.html"
+    require(page is None or not page.exists(), f"{page} is there already; name another folder with --report")
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        from mlstm_jax import tasks, unit_record
+        from mlstm_jax.inference import language_model
+        from mlstm_jax.report import sections
+        from mlstm_jax.sentiment import evaluation  # late, as they import jax: --help stays quick
+
+        model = language_model.load(run, precision=precision)
+        model.require_bytes()
+        texts = labelled(task, data, text_key, label_key, positive, negative)
+        if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
+            further = controls or label_efficiency or over_training or clamp_effect or report
+            require(not further, f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
+            describe = sections.in_folds if isinstance(texts, tasks.Folds) else sections.of_classes
+            part, numbers = describe(model, texts, feature)
+            sections.show(part)
+        else:
+            found = evaluation.find(model, texts, feature)
+            record, saved = found.record, unit_record.save(found.record, model.record_dir)
+            folder = report or out or model.work_dir / "eval" / texts.name
+            # What calling every text by the commoner training label would reach.
+            majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
+            parts = []
+
+            def add(*new):
+                for part in new:
+                    sections.show(part)
+                parts.extend(new)
+
+            add(sections.the_unit(model, found, majority, folder), sections.rankings(found))
+            say(f"wrote {saved}")
+            if controls or report:
+                add(*sections.doubts(model, texts, found))
+            if label_efficiency or report:
+                add(sections.label_efficiency(found, folder))
+            if over_training or report and model.is_run:
+                add(sections.over_training(model, texts, record, folder))
+            if clamp_effect or report and record.feature == "cell":
+                add(sections.effect(model, record, folder, samples, sample_length))
+            if page:
+                parts += [sections.read(model, texts, found), sections.reproduce(model, sys.argv[1:])]
+                say(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
+            advise(model, record)
+            numbers = unit_record.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
+            numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
+            numbers |= {"record": str(saved), "report": page and str(page)}
+            numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
+    if json:
+        about = {"weights": str(model.path), "hidden": model.hidden, "digest": model.digest, "update": model.update}
+        print(dumps(about | {"bits_per_byte_heldout": model.bits_per_byte_heldout} | numbers))
+
+
+def labelled(task, data, text_key, label_key, positive, negative):
+    """The labelled texts of a name or a file."""
+    from mlstm_jax import tasks
+
+    if task in tasks.NAMES:
+        options = {"text-key": text_key, "label-key": label_key, "positive": positive, "negative": negative}
+        named = [f"--{name}" for name, value in options.items() if value is not None]
+        require(not named, f"{' and '.join(named)}: these go with a file of your own, not with {task}")
+        return tasks.load(task, data)
+    require(data is None, "--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
+    sides = [[name.strip() for name in side.split(",")] if side is not None else () for side in (positive, negative)]
+    return tasks.from_file(task, text_key, label_key, *sides)
+
+
+def advise(model, record) -> None:
+    """Say what to make of it, and the command to try next."""
+    if model.hidden < ENOUGH_UNITS:
+        say(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+    name = as_argument(model.path)
+    if record.feature == "cell":
+        say(f"Next: python sample.py {name} --sentiment +2")
+    else:
+        say(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")

@@ -1,0 +1,53 @@
+"""Show texts byte by byte, coloured by a unit."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mlstm_jax.disk import atomic
+from mlstm_jax.errors import require
+from mlstm_jax.report import html_page
+from mlstm_jax.report.heatmap import html, plain, png, read, terminal
+from mlstm_jax.text import decode, say
+
+
+def main(
+    run: Path,
+    texts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")],
+    /,
+    *,
+    unit: int | None = None,
+    task: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Show texts byte by byte, blue where a unit is positive and orange where it is negative.
+
+    Args:
+        run: A run folder, or another program's weights.
+        texts: One or more texts; - is a text on stdin.
+        unit: The unit shown; by default the one that eval_sst.py found.
+        task: The task whose unit it is; by default the one evaluated last.
+        out: A new file, .html or .png, instead of the terminal.
+    """
+    require(texts and texts.count("-") < 2, "name texts, or once - for a text on stdin")
+    require(out is None or out.suffix in (".html", ".png"), f"--out takes a file .html or .png, not {out}")
+    require(out is None or not out.exists(), f"{out} is there already; name another file with --out")
+    texts = [decode(sys.stdin.buffer.read()) if text == "-" else text for text in texts]
+    from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
+
+    shown, scale, about = read(language_model.load(run), texts, unit, task)
+    if out is None:
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        draw = terminal if coloured else plain
+        print(draw(shown, scale, about, min(100, shutil.get_terminal_size().columns)))
+        return
+    if out.suffix == ".png":
+        png(shown, scale, about, out)
+    else:
+        with atomic(out) as file:
+            file.write(html_page.page("Byte by byte", [html(shown, scale, about)]).encode())
+    say(f"wrote {out}")

@@ -1,0 +1,118 @@
+"""Write with a trained model, units held where asked.
+
+python sample.py                                     # the run with the newest checkpoint
+python sample.py runs/quickstart --prime "This movie " --clamp 12=1.0
+python sample.py runs/quickstart --sentiment +2      # after eval_sst.py has found the unit
+"""
+
+import codecs
+import contextlib
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.text import encode, printable, show
+
+
+def main(
+    run: Path | None = None,
+    /,
+    *,
+    prime: str = "",
+    num: int | None = None,
+    length: int = 300,
+    temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    clamp: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="UNIT=VALUE[@BYTE][,VALUE@BYTE...]"), tyro.conf.UseAppendAction
+    ] = (),
+    clamp_feature: Literal["cell", "hidden"] = "cell",
+    clamp_prime: bool = False,
+    sentiment: float | None = None,
+    task: str | None = None,
+    stop: bool = False,
+    stream: bool = False,
+    json: bool = False,
+) -> None:
+    """Write reviews, a blank line between them.
+
+    Args:
+        run: A run folder, or another program's weights; by default the run with the newest checkpoint.
+        prime: What every sample begins with.
+        num: Samples, all in one batch; by default 4, and 1 with --stream.
+        length: Bytes of every sample after the prime.
+        temperature: Below 1 is more cautious; 0 always takes the likeliest byte.
+        top_k: Draw from this many of the likeliest bytes only; 0 is all.
+        top_p: Draw from the fewest bytes that have this much of the probability; 1 is all.
+        seed: The same seed gives the same texts, each the same alone and in a batch, but for the last digit.
+        clamp: Hold a unit at a value while writing, as in 2388=1.0; repeat it for several units. 2388=1.0@0,-1.0@200
+            changes the value at byte 200 after the prime, and 2388=1.0,free@200 lets the unit go there.
+        clamp_feature: Which state of the units of --clamp is held, after every byte.
+        clamp_prime: Hold the units while the prime is read, too, at the values they have at byte 0.
+        sentiment: Hold the unit that eval_sst.py found, this many deviations from neutral; above 0 is positive.
+        task: The task whose unit --sentiment holds; by default the one evaluated last.
+        stop: End a sample before the first newline it writes: there the review ends. --length is then the most.
+        stream: Print the one sample while it is written.
+        json: Print one JSON object a line for each sample on stdout, and all else on stderr.
+    """
+    held = {}
+    for pair in clamp:
+        unit, values = parse_clamp(pair)
+        require(unit not in held, f"unit {unit} is held twice; name all its values in one --clamp")
+        held[unit] = values
+    require(not (stream and json), "--stream prints text and --json prints objects; leave one out")
+    require(not stream or num in (None, 1), "--stream prints one sample; leave --num out")
+    require(sentiment is None or clamp_feature == "cell", "--sentiment holds a cell state; leave --clamp-feature out")
+    require(
+        task is None or sentiment is not None, "--task says whose unit --sentiment holds; add --sentiment, as in +2"
+    )
+    num = num if num is not None else 1 if stream else 4
+
+    with contextlib.redirect_stdout(sys.stderr):
+        from mlstm_jax import unit_record
+        from mlstm_jax.inference import language_model  # late, because they import jax: --help stays quick
+
+        model = language_model.load(run)
+        if sentiment is not None:
+            record = unit_record.load(model.record_dirs, model.digest, task)
+            require(record.unit not in held, f"--sentiment holds unit {record.unit}, and so does --clamp")
+            value = unit_record.clamp_value(record, sentiment)
+            print(f"holding unit {record.unit} at {value:.4g}", file=sys.stderr)
+            held[record.unit] = [(0, value)]
+    shown = printable if sys.stdout.isatty() else lambda text: text
+    options = dict(top_k=top_k, top_p=top_p, clamp_of=clamp_feature, clamp_prime=clamp_prime, stop=stop)
+    if stream:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # no character is cut between two pieces
+        say = lambda data, final=False: print(shown(decoder.decode(data, final)), end="\n" * final, flush=True)
+        first = [encode(prime)]  # printed with what follows, so that a refused option prints nothing
+        hear = lambda _, piece: say((first.pop() if first else b"") + piece)
+        model.generate(prime, 1, length, temperature, held, seed, hear=hear, **options)
+        say(b"".join(first), final=True)
+        return
+    texts = model.generate(prime, num, length, temperature, held, seed, show_progress=True, **options)
+    if json:
+        about = dict(prime=show(encode(prime)), seed=seed, temperature=temperature, length=length, clamp=held)
+        about |= options | {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
+        texts = [dumps({"text": text, "index": index} | about) for index, text in enumerate(texts)]
+    print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)
+
+
+def parse_clamp(pair: str) -> tuple[int, list[tuple[int, float | None]]]:
+    """UNIT=VALUE[@BYTE][,VALUE@BYTE...] as the unit and its values, each from a byte on; "free" is the value None.
+
+    Raises UserError for anything else.
+    """
+    unit, _, values = pair.partition("=")
+    try:
+        parts = [part.partition("@") for part in values.split(",")]
+        number = lambda value: None if value == "free" else float(value)
+        return int(unit), [(int(byte) if at else 0, number(value)) for value, at, byte in parts]
+    except ValueError:
+        forms = "UNIT=VALUE, as in 2388=1.0, or UNIT=VALUE@BYTE,VALUE@BYTE, as in 2388=1.0@0,-1.0@200,free@300"
+        raise UserError(f"--clamp takes {forms}; not {pair!r}") from None

@@ -1,0 +1,1 @@
+"""Reading texts and writing them with a trained model."""

@@ -1,0 +1,170 @@
+"""Sampling: one compiled scan that chooses a byte from the logits, reads it, and holds units where asked."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from mlstm_jax.errors import require
+from mlstm_jax.model.cell import Held, State, Weights, scan, step, zero_state
+from mlstm_jax.model.parameters import read_out
+
+Schedule = Mapping[int, float | Sequence[tuple[int, float | None]]]  # unit -> value, or [(from this byte on, value)]
+
+CHUNK = 16  # bytes in one compiled call, whatever the length asked for: as often a stream is heard of
+GROUP = 64  # samples side by side on a CPU, at most: a few shapes, and products large enough
+
+
+def likely(
+    logits: Float[Array, "vocab"], top_k: Int[Array, ""] | int, top_p: Float[Array, ""] | float
+) -> Bool[Array, "vocab"]:
+    """Which bytes may be drawn: the `top_k` likeliest (0: all), and of these the fewest with `top_p` of their mass.
+
+    The likeliest byte always may. Of equal logits the lower byte goes first, as in argmax.
+    """
+    one, other = logits[:, None], logits[None]
+    lower = jnp.tri(len(logits), k=-1, dtype=bool)
+    ahead = (other > one) | ((other == one) & lower)  # comparing all pairs is faster than sorting
+    kept = (ahead.sum(axis=1) < top_k) | (top_k == 0)
+    before = jnp.where(ahead, jax.nn.softmax(jnp.where(kept, logits, -jnp.inf))[None], 0).sum(axis=1)
+    return kept & ((before < top_p) | (before == 0) | (top_p >= 1))
+
+
+def choose(
+    key: Key[Array, ""],
+    logits: Float[Array, "vocab"],
+    temperature: Float[Array, ""] | float,
+    top_k: Int[Array, ""] | int = 0,
+    top_p: Float[Array, ""] | float = 1.0,
+) -> UInt8[Array, ""]:
+    """A byte drawn from softmax(logits / temperature), cut to the `likely` ones; temperature 0 is argmax."""
+    scaled = (logits - logits.max()) / jnp.where(temperature > 0, temperature, 1)
+    cut = lambda scaled: jnp.where(likely(scaled, top_k, top_p), scaled, -jnp.inf)
+    scaled = jax.lax.cond((top_k > 0) | (top_p < 1), cut, lambda scaled: scaled, scaled)  # usually nothing is cut
+    drawn = jax.random.categorical(key, scaled)
+    return jnp.where(temperature > 0, drawn, logits.argmax()).astype(jnp.uint8)
+
+
+def stretches(clamp: Schedule) -> dict[int, dict[int, float]]:
+    """A schedule by the bytes at which it changes, 0 among them: {12: [(0, 1), (200, None)]} is {0: {12: 1}, 200: {}}.
+
+    Byte 0 is the first one written; the value None frees the unit. Raises UserError unless bytes are whole numbers
+    that increase.
+    """
+    several = lambda v: isinstance(v, Sequence) and not isinstance(v, str | bytes)
+    changes = {unit: list(v) if several(v) else [(0, v)] for unit, v in clamp.items()}
+    for unit, parts in changes.items():
+        pairs = all(several(part) and len(part) == 2 for part in parts)
+        starts = [start for start, _ in parts] if pairs else []
+        whole = lambda start: isinstance(start, int | np.integer) and not isinstance(start, bool)
+        known = all(whole(start) and 0 <= start < 2**31 for start in starts)
+        in_order = known and starts and starts == sorted(set(starts))
+        require(bool(in_order), f"the values of unit {unit} need bytes that increase, from 0 on, as in 1.0@0,-1.0@200")
+    value = lambda parts, byte: next((v for start, v in reversed(parts) if start <= byte), None)
+    return {
+        byte: {unit: v for unit, parts in changes.items() if (v := value(parts, byte)) is not None}
+        for byte in sorted({0}.union(int(start) for parts in changes.values() for start, _ in parts))
+    }
+
+
+@partial(jax.jit, static_argnames="of")
+def _read(weights, data, state, lengths, clamp, of):
+    return scan(weights, data, state, lengths, clamp, of=of)[0]
+
+
+def _prime(weights, prime: bytes, clamp, of) -> State:
+    """The state after the prime, in pieces of one shape."""
+    state = zero_state(weights, 1)
+    for start in range(0, len(prime), CHUNK):
+        piece = np.frombuffer(prime[start : start + CHUNK], np.uint8)
+        padded = np.pad(piece, (0, CHUNK - len(piece)))[None]
+        state = _read(weights, padded, state, np.array([len(piece)], np.int32), clamp, of)
+    return state
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="of")
+def _write(weights, state, keys, first, temperature, top_k, top_p, clamps, of):
+    def body(state, inputs):
+        position, clamp = inputs
+        keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+        logits = read_out(weights, state[1])
+        bytes_ = jax.vmap(choose, (0, 0, None, None, None))(keys_here, logits, temperature, top_k, top_p)
+        return step(weights, state, bytes_, clamp, of), bytes_
+
+    state, written = jax.lax.scan(body, state, (first + jnp.arange(len(clamps.units), dtype=jnp.int32), clamps))
+    return state, written.T
+
+
+def stream(
+    weights: Weights,
+    prime: bytes,
+    num: int,
+    length: int,
+    temperature: float = 1.0,
+    clamp: Held | Mapping[int, Held | None] | None = None,
+    seed: int = 0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    of: Literal["cell", "hidden"] = "cell",
+    clamp_prime: bool = False,
+    stop: bool = False,
+) -> Iterator[tuple[int, bytes]]:
+    """`num` samples of `length` bytes that follow `prime`, as they are written: (sample, its next bytes), bytes apart.
+
+    Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit,
+    which depends on the size of the batch, decides between two bytes.
+    `clamp` overwrites the state `of` the units that it holds after every byte written; one that changes is a mapping
+    from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first stretch.
+    With `stop` a sample ends before the first newline that it writes.
+    """
+    held = dict(sorted(clamp.items())) if isinstance(clamp, Mapping) else {0: clamp}
+    free = Held(np.zeros(weights.hidden, bool), np.zeros(weights.hidden, np.float32))
+    stretches = [free if value is None else value for value in held.values()]
+    after_prime = _prime(weights, prime, stretches[0] if clamp_prime else free, of)
+    clamps = jax.tree.map(lambda *parts: np.stack(parts), *stretches)
+    limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)
+    on_cpu = jax.default_backend() == "cpu"
+    group = min(GROUP, 1 << (num - 1).bit_length()) if on_cpu else num
+    chunk = CHUNK if on_cpu else 4 * CHUNK  # there a call costs more
+    for first in range(0, num, group):
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group, dtype=jnp.int32))
+        state = tuple(jnp.repeat(s, group, axis=0) for s in after_prime)
+        writing = list(range(min(group, num - first)))
+        for start in range(0, length, chunk):
+            # One clamp for every byte: the shape, and so the compiled program, is the same whatever is held when.
+            now = np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1
+            clamps_now = jax.tree.map(lambda part, now=now: part[now], clamps)
+            state, written = _write(weights, state, keys, np.int32(start), *limits, clamps_now, of)
+            written = np.asarray(written)[:, : length - start]
+            for i in list(writing):
+                piece = written[i].tobytes()
+                if stop and b"\n" in piece:
+                    piece = piece[: piece.index(b"\n")]
+                    writing.remove(i)
+                yield first + i, piece
+            if not writing:
+                break
+
+
+def generate(
+    weights: Weights,
+    prime: bytes,
+    num: int,
+    length: int,
+    temperature: float = 1.0,
+    clamp: Held | Mapping[int, Held | None] | None = None,
+    seed: int = 0,
+    hear: Callable[[int, bytes], None] = lambda sample, piece: None,
+    **options: Any,
+) -> list[bytes]:
+    """All that `stream` writes, sample by sample; its options. `hear(sample, bytes)` is called with every piece."""
+    samples = [bytearray() for _ in range(num)]
+    for i, piece in stream(weights, prime, num, length, temperature, clamp, seed, **options):
+        samples[i] += piece
+        hear(i, piece)
+    return [bytes(sample) for sample in samples]

@@ -1,0 +1,246 @@
+"""LanguageModel: what a user holds in Python."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float, Integer
+
+from mlstm_jax import run as run_folder
+from mlstm_jax import unit_record
+from mlstm_jax.config import Precision
+from mlstm_jax.disk import cache_dir
+from mlstm_jax.errors import require
+from mlstm_jax.hardware import default_precision
+from mlstm_jax.inference import encode, generate
+from mlstm_jax.inference.encode import Feature
+from mlstm_jax.model import parameters
+from mlstm_jax.model.cell import Held, State, Weights, zero_state
+from mlstm_jax.model.parameters import Params
+from mlstm_jax.progress import progress
+from mlstm_jax.text import encode as to_bytes
+from mlstm_jax.text import frame, say, show
+from mlstm_jax.training import checkpoint
+from mlstm_jax.weights import formats
+
+Clamp = Mapping[int, float]  # unit -> value of its cell state
+
+
+def load(
+    path: str | Path | None = None,
+    update: int | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> "LanguageModel":
+    """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
+
+    Of a run, the checkpoint of `update`, or the newest one. Matrix products are of `precision`, whatever the weights
+    were trained in; "auto" is the device's. Raises UserError where there is nothing to open.
+    """
+    chosen = None if precision == "auto" else precision
+    if path is None:
+        path = run_folder.newest_run()
+        say(f"using {path}, the run with the newest checkpoint", sys.stderr)
+    path = Path(path)
+    if not run_folder.is_run(path):
+        require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
+        about = formats.about(path)._asdict()
+        written = about.pop("digest")
+        model = LanguageModel(formats.read(path), path, precision=chosen, **about)
+        file = path / "model.safetensors" if path.is_dir() else path
+        changed = f"{file} does not fit the SHA-256 in the config.json beside it: it has changed since it was written"
+        otherwise = "get it again, or, if it was changed on purpose, remove digest and checksum from that config.json"
+        require(written in (None, model.digest), f"{changed}; {otherwise}")
+        return model
+    params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
+    config, update = meta["config"], meta["update"]
+    data = f"{Path(config['data']).name}, {update * config['lanes'] * config['window']:,} bytes"
+    data += f", starting from {config['init']}" if config.get("init") else ""
+    heldout = meta["heldout_bits_per_byte"]
+    about = {"update": update, "heldout": heldout, "trained_on": data}
+    return LanguageModel(params, path, is_run=True, precision=chosen, **about)
+
+
+def _check_feature(feature):
+    require(feature in encode.FEATURES, f"no feature {feature!r}; there are: {', '.join(encode.FEATURES)}")
+
+
+class LanguageModel:
+    """A trained mLSTM: features of texts, traces, logits, bits per byte, samples."""
+
+    def __init__(
+        self,
+        params: Params,
+        path: Path,
+        *,
+        is_run: bool = False,
+        update: int | None = None,
+        heldout: float | None = None,
+        trained_on: str | None = None,
+        precision: Precision | None = None,
+    ):
+        self.params, self.path, self.is_run, self.update = params, path, is_run, update
+        self.bits_per_byte_heldout, self.trained_on = heldout, trained_on
+        self.hidden, self.inputs, self.outputs = len(params["wmh"]), len(params["embed"]), len(params["out_b"])
+        self.embed = params["embed"].shape[1]
+        self.precision = precision or default_precision()
+        self.digest = checkpoint.digest(params)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The parameters as the loops want them, prepared when first needed: until then memory holds one copy only."""
+        return jax.jit(parameters.prepare_to_read, static_argnums=1)(self.params, self.precision)
+
+    @property
+    def work_dir(self) -> Path:
+        """Where features and pictures are kept: in the run, or in the user's cache where that cannot be."""
+        if self.is_run and os.access(self.path, os.W_OK):
+            return self.path
+        return cache_dir() / self.digest[:16]
+
+    @property
+    def record_dirs(self) -> list[Path]:
+        """Where records of found units lie: beside our own weights, saved ones too, and in the `work_dir`."""
+        beside = self.path if self.path.is_dir() else self.path.parent
+        ours = self.is_run or (beside / "config.json").is_file()
+        return list(dict.fromkeys([beside / "units"] * ours + [self.work_dir / "units"]))
+
+    @property
+    def record_dir(self) -> Path:
+        """Where records of found units are written: the first of `record_dirs` where that can be."""
+        return next((found for found in self.record_dirs if os.access(found.parent, os.W_OK)), self.record_dirs[-1])
+
+    def require_bytes(self) -> None:
+        """Raise UserError unless the model reads and predicts bytes."""
+        symbols = f"{self.path} reads {self.inputs} symbols and predicts {self.outputs}: it is not a model of bytes"
+        require(self.inputs == self.outputs == 256, f"{symbols}; in Python, model.read takes its ids")
+
+    def require_unit(self, unit: Any) -> None:
+        """Raise UserError unless this is the number of a unit, which 2.0 and True are not."""
+        known = isinstance(unit, int | np.integer) and not isinstance(unit, bool) and 0 <= unit < self.hidden
+        require(bool(known), f"unit {unit!r} does not exist; this model has units 0 to {self.hidden - 1}")
+
+    def encode(
+        self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
+    ) -> Float[np.ndarray, "texts hidden"]:
+        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`), bytes not."""
+        self.require_bytes()
+        require(not isinstance(texts, str | bytes), "encode takes a list of texts")
+        _check_feature(feature)
+        framed = [text if isinstance(text, bytes) else frame(text) for text in texts]
+        with progress("encoding", sum(map(len, framed)), show_progress) as done:
+            return encode.encode(self.weights, framed, feature, done)
+
+    def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
+        """The state after every byte of the framed text, float32 [bytes, hidden]."""
+        self.require_bytes()
+        _check_feature(feature)
+        pieces = encode.trace(self.weights, frame(text), zero_state(self.weights, 1), None, feature)
+        return np.concatenate([piece for piece, _ in pieces])
+
+    def read(
+        self,
+        data: bytes | Sequence[int] | Integer[np.ndarray, "n"],
+        state: State | None = None,
+        clamp: Clamp | None = None,
+    ) -> tuple[Float[np.ndarray, "bytes vocab"], State]:
+        """Logits of the byte after every byte of `data`, float32 [n, 256], and the state (c, h). Raw bytes, no framing.
+
+        Of a model that is not of bytes, `data` are its ids, 0 ... inputs - 1, and the logits [n, outputs]. Other ids
+        are a UserError.
+        """
+        if not (isinstance(data, bytes) and self.inputs == 256):
+            known = all(isinstance(i, int | np.integer) and 0 <= i < self.inputs for i in data)
+            require(known, f"this model reads the ids 0 to {self.inputs - 1}")
+            data = bytes(list(data))
+        state = zero_state(self.weights, 1) if state is None else state
+        return encode.read(self.weights, data, state, self._clamp(clamp))
+
+    def bits_per_byte(self, data: bytes) -> float:
+        """Mean bits that bytes 2 ... n of `data` cost, from the zero state. Fewer than 2 bytes are a UserError."""
+        self.require_bytes()
+        require(len(data) >= 2, "bits per byte needs at least 2 bytes")
+        nats, place = 0.0, 1
+        for logits, _ in encode.logits(self.weights, data[:-1], zero_state(self.weights, 1)):
+            targets = np.frombuffer(data[place : place + len(logits)], np.uint8)
+            log_probs = np.asarray(jax.nn.log_softmax(logits))
+            nats -= float(log_probs[np.arange(len(targets)), targets].sum())
+            place += len(targets)
+        return nats / (len(data) - 1) / np.log(2)
+
+    def generate(
+        self,
+        prime: str = "",
+        num: int = 1,
+        length: int = 200,
+        temperature: float = 1.0,
+        clamp: generate.Schedule | None = None,
+        seed: int = 0,
+        raw: bool = False,
+        show_progress: bool = False,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        clamp_of: Literal["cell", "hidden"] = "cell",
+        clamp_prime: bool = False,
+        stop: bool = False,
+        hear: Callable[[int, bytes], None] = lambda sample, piece: None,
+    ) -> list[str]:
+        """`num` texts: the prime and `length` bytes that follow, as valid UTF-8 (other bytes show as U+FFFD).
+
+        Reads "\\n " + prime (`raw`: the prime as it is), then holds the units of `clamp` while it writes; with
+        `clamp_prime` while it reads, too. {12: 1.0} holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another
+        from byte 200 on, and none from byte 300 on. `clamp_of` says which state is held. Temperature 0 is argmax; above
+        it, `top_k` (0: all) and then `top_p` cut what may be drawn. `stop` ends a text before its first newline: there
+        the next review begins. Sample i has the key fold_in(seed, i). `hear(i, bytes)` is called with its bytes as they
+        are written.
+        """
+        self.require_bytes()
+        require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
+        require(0 <= temperature < np.inf, "temperature must be 0 (argmax) or a finite number above")
+        require(0 <= seed < 2**32, "seed must lie between 0 and 2**32 - 1")
+        require(top_k >= 0, "top_k must be 0 (all bytes) or the number of bytes to draw from")
+        require(0 < top_p <= 1, "top_p must lie above 0, and at most at 1 (all bytes)")
+        require(clamp_of in ("cell", "hidden"), f"clamp_of is cell or hidden, not {clamp_of!r}")
+        self._clamp(dict.fromkeys(clamp or {}, 0.0))  # a unit that is only freed must exist, too
+        held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
+        start = to_bytes(prime if raw else "\n " + prime)
+        options = dict(top_k=top_k, top_p=top_p, of=clamp_of, clamp_prime=clamp_prime, stop=stop)
+        with progress("sampling", num * length, show_progress) as done:
+            both = lambda sample, piece: (done(len(piece)), hear(sample, piece))
+            written = generate.generate(self.weights, start, num, length, temperature, held, seed, both, **options)
+        return [show(to_bytes(prime) + text) for text in written]
+
+    def save(self, path: str | Path, format: formats.Format = "safetensors") -> None:
+        """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors".
+
+        The last comes with config.json, a model card and the records of found units, ready for a model hub.
+        """
+        path, records = Path(path), unit_record.found(self.record_dirs, self.digest)
+        about = {
+            "library": "mlstm_jax",
+            "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
+            "parameters": sum(array.size for array in self.params.values()),
+            "digest": self.digest,
+            "trained_on": self.trained_on,
+            "update": self.update,
+            "bits_per_byte_heldout": self.bits_per_byte_heldout,
+        }
+        formats.write(self.params, path, format, about, records)
+
+    def _clamp(self, clamp: Clamp | None) -> Held | None:
+        """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""
+        if not clamp:
+            return None
+        held = Held(np.zeros(self.hidden, bool), np.zeros(self.hidden, np.float32))
+        for unit, value in clamp.items():
+            self.require_unit(unit)
+            number = np.asarray(value)
+            known = number.ndim == 0 and number.dtype.kind in "iuf" and abs(value) <= float(np.finfo(np.float32).max)
+            require(known, f"unit {unit} cannot be held at {value!r}")
+            held.units[unit], held.values[unit] = True, number
+        return held

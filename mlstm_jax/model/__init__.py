@@ -1,0 +1,1 @@
+"""The mLSTM: one step, the loops over time, the parameters."""

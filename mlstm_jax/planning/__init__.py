@@ -1,0 +1,1 @@
+"""Memory and speed on hardware that is not there."""

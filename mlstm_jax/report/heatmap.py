@@ -1,0 +1,247 @@
+"""A text byte by byte, coloured by one unit's value, as in figure 5 of Radford et al. 2017.
+
+python -m mlstm_jax.cli.heatmap runs/quickstart "I loved it." "I hated it."     # after eval_sst.py has found the unit
+python -m mlstm_jax.cli.heatmap runs/quickstart - --out review.html < review.txt
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mlstm_jax.disk import atomic
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.report import html_page, plots
+from mlstm_jax.text import decode, encode, frame, printable
+
+# Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
+BLUE, ORANGE, PAPER = (0, 114, 178), (213, 94, 0), (250, 250, 250)
+OPACITY = 0.6  # of the full colour: both black and white text can be read on it
+DEVIATIONS = 2  # from the middle to the full colour
+ROWS = 500  # in one PNG
+
+
+class Span(NamedTuple):
+    """A character as it shows, its bytes, the number of its last byte, from 0, and the unit's value after that byte.
+
+    The number counts the framed text, as the rows of `LanguageModel.trace` do.
+    """
+
+    character: str
+    data: bytes
+    byte: int
+    value: float
+
+
+class Scale(NamedTuple):
+    """mid has no colour, mid + reach is full blue, mid - reach full orange; reach is negative where the unit is."""
+
+    mid: float
+    reach: float
+    names: tuple[str, str, str] = ("negative", "neutral", "positive")
+
+
+def read(
+    model: Any, texts: Sequence[str], unit: int | None = None, task: str | None = None
+) -> tuple[list[list[Span]], Scale, str]:
+    """The spans of each text under a LanguageModel, their scale, and what they are in words.
+
+    The unit, its feature and its scale are those of the unit record. Of another unit the cell state is shown, on the
+    scale of these very texts. Raises UserError where there is neither a record nor a unit.
+    """
+    from mlstm_jax import unit_record
+
+    try:
+        record = unit_record.load(model.record_dirs, model.digest, task)
+    except UserError:
+        if unit is None:
+            raise
+        record = None
+    known = record is not None and unit in (None, record.unit)
+    unit, feature = (record.unit, record.feature) if known else (unit, "cell")
+    model.require_unit(unit)
+    values = [np.asarray(model.trace(text, feature)[:, unit], np.float64) for text in texts]
+    # The two bytes before a text are its frame's; the one after it is where a text is judged.
+    shown = [spans(frame(text), of_text)[2:] for text, of_text in zip(texts, values, strict=True)]
+    name = f"Unit {unit}, {feature.replace('_', ' of the ')} state"
+    if known:
+        scale = Scale((record.mean_negative + record.mean_positive) / 2, DEVIATIONS * record.sign * record.deviation)
+        middle = f"the midpoint of the class means of {record.task}"
+    else:
+        every = np.concatenate(values)
+        scale = Scale(float(every.mean()), DEVIATIONS * float(every.std()), ("low", "mean", "high"))
+        middle = "the mean of these bytes; which sign is positive is not known"
+    return shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}"
+
+
+def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
+    """UTF-8 characters with the value after the last byte of each; a byte that is not UTF-8 is a character of its own.
+
+    Such bytes show as U+FFFD; so does what is not `printable`. Raises UserError unless there is a value for every byte.
+    """
+    require(len(data) == len(values), f"{len(data)} bytes have {len(values)} values")
+    found, end = [], 0
+    for character in decode(data):
+        start, end = end, end + len(encode(character))
+        found.append(Span(printable(character), data[start:end], end - 1, float(values[end - 1])))
+    return found
+
+
+def strength(value: float, scale: Scale) -> float:
+    """How positive a value is, from -1 (full orange) over 0 (no colour) to 1 (full blue)."""
+    if not scale.reach or np.isnan(value):
+        return 0.0
+    return min(1.0, max(-1.0, (value - scale.mid) / scale.reach))
+
+
+def colour(value: float, scale: Scale) -> tuple[int, int, int]:
+    """The colour of a value on paper, as red, green and blue, 0 to 255. Black text can be read on it."""
+    s = strength(value, scale)
+    mix = lambda end, paper: round(paper + OPACITY * abs(s) * (end - paper))
+    return tuple(map(mix, BLUE if s > 0 else ORANGE, PAPER))
+
+
+def rows(spans: Sequence[Span], columns: int = 80) -> list[list[Span]]:
+    """Spans in lines of at most `columns` (2 or more), broken after spaces where there are any, and at newlines."""
+    done, row, wide = [], [], 0
+    for span in spans:
+        if span.character == "\n":
+            done.append(row)
+            row, wide = [], 0
+            continue
+        row.append(span)
+        wide += width(span.character)
+        if wide > columns:
+            cut = max((i for i, s in enumerate(row[:-1], 1) if s.character == " "), default=len(row) - 1)
+            done.append(row[:cut])
+            row = row[cut:]
+            wide = sum(width(s.character) for s in row)
+    return done + [row]
+
+
+def width(character: str) -> int:
+    """Columns of a terminal that a character takes."""
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str) -> str:
+    """A figure in HTML that needs no style sheet, for `report.page`. Pointing at a character shows bytes and value.
+
+    The colours are see-through, so that they do on light and on dark paper.
+    """
+    tint = lambda s: f"rgba{(*(BLUE if s > 0 else ORANGE), round(OPACITY * abs(s), 2))}".replace(" ", "")
+    hover = lambda span: f"{span.character} = {span.data.hex(' ')}: {span.value:.3g} after byte {span.byte}"
+    shown = lambda span: (
+        f'<span style="background:{tint(strength(span.value, scale))}" title="{html_page.escape(hover(span))}">'
+        f"{html_page.escape(span.character)}</span>"
+    )
+    wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
+    body = "\n".join(f'<p dir="auto" style="{wrap}">{"".join(map(shown, text))}</p>' for text in texts)
+    bar = f"color:CanvasText;background:linear-gradient(to right,{tint(-1)},transparent,{tint(1)})"
+    ends = "".join(
+        f'<span style="text-align:{side}">{words}</span>'
+        for side, (words, _) in zip(("left", "center", "right"), _key(scale), strict=True)
+    )
+    key = f'<div style="display:grid;grid-template-columns:repeat(3,1fr);padding:0 .5em;{bar}">{ends}</div>'
+    caption = f"<figcaption>{html_page.escape(about)}{key}</figcaption>"
+    return f'<figure style="print-color-adjust:exact">\n{caption}\n{body}\n</figure>'  # paper shows the colours, too
+
+
+def terminal(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns: int = 80) -> str:
+    """The texts in 24-bit colour, black on the unit's colours, so that any terminal's own colours do; a legend last."""
+    lines = [*_lines(texts, columns), _legend(scale)]
+    return "\n".join(_line(row, scale) for row in lines) + f"\n{printable(about)}"
+
+
+def _line(row, scale):
+    """A row of the terminal; an escape sequence for every change of colour, and the terminal's own at the end."""
+    pieces = ((c, "".join(s.character for s in part)) for c, part in groupby(row, lambda s: colour(s.value, scale)))
+    line = "".join(f"\x1b[38;2;0;0;0;48;2;{r};{g};{b}m{piece.expandtabs(1)}" for (r, g, b), piece in pieces)
+    return line + "\x1b[0m" * bool(row)
+
+
+def plain(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns: int = 80) -> str:
+    """The texts without colour, and under each character N n . p or P: from negative to positive; a legend last."""
+    mark = lambda span: "Nn.pP"[round(2 * strength(span.value, scale)) + 2] * width(span.character)
+    lines = []
+    for row in _lines(texts, columns):
+        lines += ["".join(s.character for s in row).expandtabs(1), "".join(map(mark, row))] if row else [""]
+    key = ", ".join(f"{letter} {name}" for letter, (name, _) in zip("N.P", _key(scale), strict=True))
+    return "\n".join([*lines, f"{key}; n and p lie between", printable(about)])
+
+
+def _lines(texts, columns):
+    """All texts in lines, an empty one after each."""
+    return [row for text in texts for row in [*rows(text, columns), []]]
+
+
+def _key(scale):
+    """The legend's three words, and the values whose colours they have."""
+    values = scale.mid - scale.reach, scale.mid, scale.mid + scale.reach
+    return [(f"{name} {value:.3g}", value) for name, value in zip(scale.names, values, strict=True)]
+
+
+def _legend(scale):
+    """The same as a line of spans."""
+    return [Span(c, b"", 0, value) for words, value in _key(scale) for c in f" {words} "]
+
+
+def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, columns: int = 80) -> Path:
+    """Draw the texts, a legend below them. What the font has no glyph for is a box. PNG.
+
+    Raises UserError for texts too long for one picture, and where matplotlib cannot draw them.
+    """
+    lines = _lines(texts, columns)
+    require(len(lines) <= ROWS, f"{len(lines):,} lines are too many for one picture: at most {ROWS}; name a file .html")
+    try:
+        return _draw(lines, scale, about, path, columns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be drawn: {plots.reason(error)}; name a file .html") from None
+
+
+def _draw(lines, scale, about, path, columns):
+    plots.import_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties, get_font
+
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"  # it comes with matplotlib
+    font, glyphs = FontProperties(fname=file, size=10), get_font(file).get_charmap()
+    lines += [_legend(scale), [], *rows([Span(c, b"", 0, scale.mid) for c in about], columns)]
+    inches, high = 0.0869, 0.22  # of a column and of a row: the font's advance is 0.602 of its size
+    figure = Figure(figsize=((columns + 4) * inches, (len(lines) + 2) * high), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, columns + 2), ylim=(len(lines) + 1, -1))
+    axes.set_axis_off()
+    for y, row in enumerate(lines):
+        x = 0
+        for character, wide, value in _cells(row):
+            if value != scale.mid:
+                axes.bar(x, 1, wide, y, align="edge", color=np.array(colour(value, scale)) / 255, linewidth=0)
+            if not character.isspace():
+                seen = character if ord(character) in glyphs else "\u25a1"
+                axes.text(x + wide / 2, y + 0.72, seen, ha="center", va="baseline", parse_math=False, font=font)
+            x += wide
+    with atomic(path) as written:
+        figure.savefig(written, format="png", facecolor="white")
+    return path
+
+
+def _cells(row):
+    """The characters of a row that take room, composed with the marks that follow them, their widths and values."""
+    cells = []
+    for span in row:
+        wide = width(span.character)
+        if wide or not cells:
+            cells.append((span.character, wide, span.value))
+        else:  # e and an acute accent are an é, whose value is the accent's; a mark that does not compose is left out
+            composed = unicodedata.normalize("NFC", cells[-1][0] + span.character)[0]
+            cells[-1] = (composed, cells[-1][1], span.value)
+    return cells

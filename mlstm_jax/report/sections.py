@@ -1,0 +1,312 @@
+"""What an evaluation found, section by section: a table, pictures, a word on each; printed, or bound into a report."""
+
+import platform
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from mlstm_jax.disk import atomic
+from mlstm_jax.inference.encode import Feature
+from mlstm_jax.report import heatmap, html_page, plots
+from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
+from mlstm_jax.sentiment.evaluation import Found
+from mlstm_jax.tasks import Folds, Task
+from mlstm_jax.text import encode, printable, say
+from mlstm_jax.text import show as show_text
+from mlstm_jax.unit_record import UnitRecord, describe_classes
+
+NAMES = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
+SHORT = 1000  # characters of a text that is shown byte by byte
+INTERVAL = "In brackets: 95 % intervals, from resampled test texts."
+
+
+class Section(NamedTuple):
+    """A part of an evaluation: words, a table with or without a header, pictures with their captions, heat maps."""
+
+    title: str
+    words: str
+    rows: list[tuple[str, ...]] = []
+    header: tuple[str, ...] | None = None
+    pictures: list[tuple[Path, str]] = []
+    heat: list[str] = []
+
+
+def percent(right: Bool[np.ndarray, "n"]) -> str:
+    """An accuracy with its interval."""
+    low, high = probe.interval(right)
+    return f"{right.mean():.2%} [{low:.1%}, {high:.1%}]"
+
+
+def drawn(*pictures: tuple[Callable[[], Path], str]) -> list[tuple[Path, str]]:
+    """Draw pictures, each with its caption; one that cannot be drawn is left out, and a line says so."""
+    attempts = [(plots.attempt(draw, caption), caption) for draw, caption in pictures]
+    return [(path, caption) for path, caption in attempts if path]
+
+
+def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section:
+    """What was found in one table, a histogram of the unit by label (figure 3 of the paper), the probe's weights."""
+    record, test = found.record, found.test
+    update = "" if record.update is None else f", update {record.update:,}"
+    best = "the largest weight" if record.units_used else "the best alone on the training texts"
+    rows = [
+        ("task", f"{record.task}: {record.note}"),
+        ("classes", describe_classes(record.negative, record.positive)),
+        ("weights", str(model.path)),
+        ("model", f"{model.hidden:,} units{update}"),
+        *[("held-out bits per byte", f"{bits:.4f}") for bits in [model.bits_per_byte_heldout] if bits is not None],
+        ("feature", NAMES[record.feature]),
+        ("test accuracy, all units", f"{percent(found.right_all)} (L1 probe, C = {record.c:g})"),
+        ("units the probe uses", f"{record.units_used:,} of {model.hidden:,}"),
+        ("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} ({best})"),
+        ("test accuracy, that unit alone", percent(found.right_alone)),
+        ("test accuracy, majority class", f"{majority:.2%}"),
+    ]
+    title = f"Unit {record.unit} ({record.sign:+d}) on the {len(test.y):,} test texts of {record.task}"
+    used = f"L1 probe: {record.units_used:,} of {len(record.coefficients):,} units used, C = {record.c:g}"
+    values = test.x[:, record.unit]
+    name = NAMES[record.feature]
+    histogram = partial(plots.histogram, values, test.y, folder / "histogram.png", title, name, record.threshold)
+    weights = partial(plots.weights, np.array(record.coefficients), folder / "weights.png", used)
+    return Section("The unit", INTERVAL, rows, None, drawn((histogram, title), (weights, used)))
+
+
+def rankings(found: Found, most: int = 5) -> Section:
+    """The first units by each ranking."""
+    ranked = probe.rank(found.probe, *found.train)
+    show = lambda ranking, unit: f"{unit} ({'+' if ranking.sign[unit] > 0 else '-'}) {ranking.score[unit]:.3g}"
+    columns = [[show(ranking, unit) for unit in ranking.order[:most].tolist()] for ranking in ranked.values()]
+    words = "Unit, sign and score, all on the training texts; mutual information in bits."
+    return Section("Three rankings", words, list(zip(*columns, strict=True)), tuple(ranked))
+
+
+def doubts(model: Any, task: Task, found: Found) -> list[Section]:
+    """What speaks against the unit: random units, probes without it, other endings of a text, other features."""
+    record, splits = found.record, (found.train, found.dev, found.test)
+    others = len(record.coefficients) - 1
+    probed = [("all units", others + 1, percent(found.right_all)), ("the unit alone", 1, percent(found.right_alone))]
+    if others:
+        probed.append(("all without the unit", others, percent(controls.without(*splits, record.unit))))
+    for k in (k for k in (1, 10, 100) if k <= others):
+        drawn = controls.random_units(*splits, record.unit, k)
+        probed.append(("random others", k, f"{drawn.mean():.2%} ± {drawn.std():.2%}"))
+    tops = controls.stability(found.train, record.c)
+    words = (
+        f"Random units: mean and standard deviation over {controls.DRAWS} draws. {INTERVAL} Of {len(tops)} probes on "
+        f"resampled training texts, {tops.count(record.unit)} have unit {record.unit} on top."
+    )
+    ended = [
+        (row.name, percent(row.right_all), percent(row.right_alone), f"{row.shift:+.2f}")
+        for row in evaluation.endings(model, task, found)
+    ]
+    beside = []
+    for feature, name in NAMES.items():
+        other = found if feature == record.feature else evaluation.find(model, task, feature)
+        units = (str(other.record.unit), str(other.record.units_used))
+        beside.append((name, percent(other.right_all), percent(other.right_alone), *units))
+    return [
+        Section(
+            "With and without the unit",
+            words,
+            [(name, f"{units:,}", accuracy) for name, units, accuracy in probed],
+            ("probe on", "units", "test accuracy"),
+        ),
+        Section(
+            "Texts that end otherwise",
+            "The unit's shift is the mean change of its value, in deviations within classes.",
+            ended,
+            ("ending", "all units", "unit alone", "shift"),
+        ),
+        Section(
+            "What is read of the state",
+            INTERVAL,
+            beside,
+            ("feature", "all units", "top unit alone", "top unit", "units used"),
+        ),
+    ]
+
+
+def label_efficiency(found: Found, folder: Path) -> Section:
+    """Accuracy against the number of labelled texts (figure 2 of the paper)."""
+    record = found.record
+    learnt = controls.label_efficiency(found.train, found.test, record.c, record.unit)
+    title = f"Unit {record.unit} and all units on {record.task}, by labelled texts"
+    all_units, alone = ([(row.n, *row[first : first + 2]) for row in learnt] for first in (1, 3))
+    published = plots.PUBLISHED if record.task == "sst" else {}
+    draw = partial(plots.label_efficiency, all_units, alone, folder / "label_efficiency.png", title, published)
+    show = lambda mean, deviation: f"{mean:.2%} ± {deviation:.2%}"
+    rows = [(f"{row.n:,}", show(*row[1:3]), show(*row[3:5])) for row in learnt]
+    words = (
+        f"Mean and standard deviation over {controls.DRAWS} draws of the labelled texts, in which the classes take "
+        "turns. The unit was found with all labels; its sign and threshold are learnt from these alone."
+    )
+    return Section("Label efficiency", words, rows, ("labelled texts", "all units", "unit alone"), drawn((draw, title)))
+
+
+def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> Section:
+    """The unit at every checkpoint that the run has kept."""
+    moments = evaluation.over_training(model, task, record)
+    columns = [np.array(column, np.float64) for column in zip(*moments, strict=True)]
+    title = f"Unit {record.unit} on {record.task} while it was trained"
+    draw = partial(plots.over_training, *columns, folder / "over_training.png", title)
+    bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
+    rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in moments]
+    words = f"Of {len(moments)} checkpoints (train.py --keep N keeps more), on the first 1,000 texts of train and test."
+    header = ("update", "held-out bits per byte", "unit alone")
+    return Section("The unit over training", words, rows, header, drawn((draw, title)))
+
+
+def effect(model: Any, record: UnitRecord, folder: Path, num: int, length: int) -> Section:
+    """What others think of what the model writes with the unit held."""
+    measured = clamp_effect.measure(
+        model, record, num=num, length=length, scorers=clamp_effect.available(), show_progress=True
+    )
+    columns = lambda estimates: tuple(np.array(column) for column in zip(*estimates, strict=True))
+    names = list(measured[0].scores)
+    title = f"Samples with unit {record.unit} held"
+    draw = partial(
+        plots.clamp_effect,
+        np.array([row.k for row in measured]),
+        {name: columns([row.scores[name] for row in measured]) for name in names},
+        columns([row.bits_per_byte for row in measured]),
+        folder / "clamp_effect.png",
+        title,
+    )
+    show = lambda e: f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
+    rows = [
+        (f"{row.k:+g}", f"{row.value:.3g}", *(show(row.scores[name]) for name in names), show(row.bits_per_byte))
+        for row in measured
+    ]
+    ranks = ", ".join(f"{name} {value:+.2f}" for name, value in clamp_effect.monotone(measured).items())
+    words = (
+        f"{num} samples of {length} bytes for each value. Scorers that are not the model; rank correlation with the "
+        f"clamp: {ranks}. Bits per byte under the model with no unit held: what the clamp costs in fluency."
+    )
+    return Section(
+        "Does the clamp work?", words, rows, ("deviations", "value", *names, "bits per byte"), drawn((draw, title))
+    )
+
+
+def read(model: Any, task: Task, found: Found, most: int = 3) -> Section:
+    """Test texts byte by byte: those in which the unit is highest and lowest."""
+    order = np.argsort(found.record.sign * found.test.x[:, found.record.unit], kind="stable")
+    short = [task.test.texts[i] for i in order if len(task.test.texts[i]) <= SHORT]
+    shown = [*short[::-1][:most], *short[:most]]
+    spans, scale, about = heatmap.read(model, shown, task=found.record.task)
+    words = (
+        f"The {most} test texts of at most {SHORT:,} characters in which the unit ends most positive, and the {most} "
+        "in which most negative."
+    )
+    return Section("The unit byte by byte", words, heat=[heatmap.html(spans, scale, about)])
+
+
+def reproduce(model: Any, arguments: list[str]) -> Section:
+    """How to come by all this again."""
+    packages = ("jax", "numpy", "scikit-learn")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    rows = [
+        ("command", shlex.join(["python", "eval_sst.py", *arguments])),
+        ("weights, SHA-256", model.digest),
+        ("precision", model.precision),
+        ("versions", f"Python {platform.python_version()}, {versions}"),
+    ]
+    return Section("How to reproduce", "", rows)
+
+
+def in_folds(model: Any, folds: Folds, feature: Feature) -> tuple[Section, dict[str, Any]]:
+    """A cross-validation as a table, and as numbers."""
+    done = evaluation.cross_validate(model, folds, feature)
+    units = ", ".join(f"{unit} ({times} of {len(done.units)})" for unit, times in Counter(done.units).most_common(5))
+    rows = [
+        ("task", f"{folds.name}: {folds.note}"),
+        ("classes", describe_classes(*folds.classes)),
+        ("weights", str(model.path)),
+        ("feature", NAMES[feature]),
+        ("accuracy, all units", percent(done.right_all)),
+        ("accuracy, top unit alone", percent(done.right_alone)),
+        ("top units", units),
+        ("accuracy, majority class", f"{np.bincount(folds.all.labels).max() / len(folds.all.labels):.2%}"),
+    ]
+    words = f"Each fold has its own probe and its own top unit, so that no unit is recorded. {INTERVAL}"
+    numbers = {
+        "negative": folds.classes[0],
+        "positive": folds.classes[1],
+        "accuracy_all": float(done.right_all.mean()),
+        "interval_all": probe.interval(done.right_all),
+        "accuracy_alone": float(done.right_alone.mean()),
+        "interval_alone": probe.interval(done.right_alone),
+        "units": done.units,
+        "c": [fitted.c for fitted in done.probes],
+    }
+    return Section("Ten folds", words, rows), {"task": folds.name, "note": folds.note, "feature": feature} | numbers
+
+
+def of_classes(model: Any, task: Task, feature: Feature) -> tuple[Section, dict[str, Any]]:
+    """A task of more than two classes as a table, and as numbers."""
+    done = evaluation.classify(model, task, feature)
+    bits = probe.mutual_information(*done.train)
+    tops = np.argsort(-bits, kind="stable")[:5].tolist()
+    majority = float(np.mean(task.test.labels == np.bincount(task.train.labels).argmax()))
+    top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
+    shown = lambda name: printable(show_text(encode(name)))
+    rows = [
+        ("task", f"{task.name}: {task.note}"),
+        ("weights", str(model.path)),
+        ("feature", NAMES[feature]),
+        ("test accuracy, all units", f"{percent(done.right)} (L1 probes, C = {done.probes[0].c:g})"),
+        ("test accuracy, majority class", f"{majority:.2%}"),
+        *((f"top unit, {shown(name)} or not", str(unit)) for name, unit in zip(task.classes, top, strict=True)),
+        ("most mutual information", ", ".join(f"{unit} ({bits[unit]:.3f} bits)" for unit in tops)),
+    ]
+    words = f"Each of the {len(task.classes)} classes has a probe against all others; no unit is recorded. {INTERVAL}"
+    numbers = {
+        "accuracy_all": float(done.right.mean()),
+        "interval_all": probe.interval(done.right),
+        "accuracy_majority": majority,
+        "c": done.probes[0].c,
+        "classes": task.classes,
+        "top_units": top,
+    }
+    about = {"task": task.name, "note": task.note, "feature": feature}
+    return Section(f"{len(task.classes)} classes", words, rows), about | numbers
+
+
+def write(parts: list[Section], title: str, path: Path) -> Path:
+    """Write all sections as one HTML page."""
+    with atomic(path) as file:
+        file.write(html(parts, title).encode())
+    return path
+
+
+def html(sections: list[Section], title: str) -> str:
+    """All sections as one page."""
+    blocks = []
+    for part in sections:
+        blocks.append(html_page.heading(part.title))
+        blocks += [html_page.paragraph(part.words)] * bool(part.words)
+        blocks += [html_page.table(part.rows, part.header or ())] * bool(part.rows)
+        blocks += [html_page.picture(path, caption) for path, caption in part.pictures]
+        blocks += part.heat
+    return html_page.page(title, blocks)
+
+
+def show(part: Section) -> None:
+    """Print a section's table and words, and where its pictures are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)  # a path may hold what rich takes for markup
+    table = Table(*(part.header or ()), title=printable(part.title), show_header=part.header is not None)
+    for row in part.rows:
+        table.add_row(*map(printable, row))
+    console.print(table)
+    if part.words:
+        console.print(printable(part.words))
+    for path, _ in part.pictures:
+        say(f"wrote {path}")

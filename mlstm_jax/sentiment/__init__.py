@@ -1,0 +1,1 @@
+"""The unit that carries sentiment: the probe, the evaluation, control experiments."""

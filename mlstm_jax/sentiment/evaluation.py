@@ -1,0 +1,215 @@
+"""What a model knows of a task: features, the probe, the unit, and what speaks against it."""
+
+import contextlib
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mlstm_jax import progress
+from mlstm_jax import run as run_folder
+from mlstm_jax.disk import atomic
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.inference import language_model
+from mlstm_jax.inference.encode import Feature
+from mlstm_jax.sentiment import probe
+from mlstm_jax.sentiment.probe import Examples
+from mlstm_jax.tasks import Folds, Task
+from mlstm_jax.tasks.sets import FOLDS
+from mlstm_jax.text import frame
+from mlstm_jax.unit_record import UnitRecord
+
+
+class Found(NamedTuple):
+    """The record of a unit, and what it was found in and tested on."""
+
+    record: UnitRecord
+    probe: probe.Probe
+    train: Examples
+    dev: Examples
+    test: Examples
+    right_all: Bool[np.ndarray, "n"]
+    """Which test texts the probe labels rightly."""
+    right_alone: Bool[np.ndarray, "n"]
+    """Which the unit does."""
+
+
+def find(model: Any, task: Task, feature: Feature) -> Found:
+    """The unit of a LanguageModel that tells a task's two classes apart.
+
+    Every choice is made on train and dev; test labels enter what is right only.
+    """
+    train, dev, test = (
+        Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
+    )
+    print(f"fitting the probe on {len(train.y):,} texts", file=sys.stderr)
+    fitted = probe.fit(*train, *dev)
+    if not fitted.converged:
+        print(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate", file=sys.stderr)
+    measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+    right_all = probe.right(fitted, *test)
+    right_alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
+    record = UnitRecord(
+        digest=model.digest,
+        update=model.update,
+        task=task.name,
+        note=task.note,
+        feature=feature,
+        **measure._asdict(),
+        c=fitted.c,
+        coefficients=tuple(fitted.coefficients.tolist()),
+        intercept=fitted.intercept,
+        accuracy_all=float(right_all.mean()),
+        accuracy_alone=float(right_alone.mean()),
+        units_used=probe.units_used(fitted),
+        negative=task.classes[0],
+        positive=task.classes[1],
+    )
+    return Found(record, fitted, train, dev, test, right_all, right_alone)
+
+
+def intervals(found: Found) -> dict[str, tuple[float, float]]:
+    """The intervals of a record's two accuracies, by name."""
+    return {
+        "interval_all": probe.interval(found.right_all),
+        "interval_alone": probe.interval(found.right_alone),
+    }
+
+
+class Folded(NamedTuple):
+    """Which texts are labelled rightly by the probe, and by the top unit, of the round that did not see them."""
+
+    right_all: Bool[np.ndarray, "n"]
+    right_alone: Bool[np.ndarray, "n"]
+    probes: list[probe.Probe]
+    units: list[int]
+
+
+def cross_validate(model: Any, folds: Folds, feature: Feature) -> Folded:
+    """Every fold tested once: C is chosen on the next fold, all else on the other eight (section 4.1 of the paper)."""
+    x, y = features(model, folds.all.texts, feature), folds.all.labels
+    done = Folded(np.zeros(len(y), bool), np.zeros(len(y), bool), [], [])
+    with progress.progress("folds", FOLDS, counted=True) as advance:
+        for k in range(FOLDS):
+            train, dev, test = (Examples(x[rows], y[rows]) for rows in folds.parts(k))
+            fitted = probe.fit(*train, *dev)
+            unit = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+            tested = folds.parts(k)[2]
+            done.right_all[tested] = probe.right(fitted, *test)
+            done.right_alone[tested] = probe.unit_right(test.x[:, unit.unit], test.y, unit.sign, unit.threshold)
+            done.probes.append(fitted)
+            done.units.append(unit.unit)
+            advance(1)
+    return done
+
+
+class Classified(NamedTuple):
+    """Probes for each of several classes against the others, and which test texts get their own class."""
+
+    probes: list[probe.Probe]
+    right: Bool[np.ndarray, "n"]
+    train: Examples
+
+
+def classify(model: Any, task: Task, feature: Feature) -> Classified:
+    """A task of more than two classes: no one unit is looked for, as a unit has two sides."""
+    train, dev, test = (
+        Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
+    )
+    probes = probe.fit_classes(train, dev)
+    return Classified(probes, probe.right_class(probes, *test), train)
+
+
+def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Float[np.ndarray, "n hidden"]:
+    """`model.encode(texts)`, kept on disk by the weights' digest, the precision, the feature and the bytes read."""
+    key = hashlib.sha256()
+    read = [text if isinstance(text, bytes) else frame(text) for text in texts]
+    for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *read):
+        key.update(len(part).to_bytes(8, "little") + part)
+    path = model.work_dir / "features" / f"{key.hexdigest()[:32]}.npy"
+    with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
+        kept = np.memmap(path, np.uint8, "r")
+        if hashlib.sha256(kept[:-32]).digest() == bytes(kept[-32:]):
+            return np.load(path)
+    encoded = model.encode(texts, feature=feature, show_progress=True)
+    with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
+        np.save(whole := io.BytesIO(), encoded)
+        file.write(whole.getbuffer())
+        file.write(hashlib.sha256(whole.getbuffer()).digest())  # behind the array, where numpy does not look
+    return encoded
+
+
+# How a framed text, "\n TEXT ", may end. The unit is read after the last byte, so that this should not matter.
+ENDINGS = {
+    "as trained": lambda framed: framed,
+    "a space less": lambda framed: framed[:-1],
+    "a space more": lambda framed: framed + b" ",
+    "a full stop more": lambda framed: framed[:-1] + b". ",
+    "without full stops": lambda framed: framed.rstrip(b" .") + b" ",
+}
+
+
+class Ending(NamedTuple):
+    """Test accuracies of the probe and of the unit where texts end otherwise than those they were fitted on."""
+
+    name: str
+    right_all: Bool[np.ndarray, "n"]
+    right_alone: Bool[np.ndarray, "n"]
+    shift: float
+    """Mean change of the unit's value, in its deviations."""
+
+
+def endings(model: Any, task: Task, found: Found) -> list[Ending]:
+    """The probe and the unit on the test texts, ended in other ways (Donnelly and Roegiest 2019)."""
+    record, rows = found.record, []
+    before = found.test.x[:, record.unit].astype(np.float64).mean()
+    for name, end in ENDINGS.items():
+        x = features(model, [end(frame(text)) for text in task.test.texts], record.feature)
+        values = x[:, record.unit]
+        alone = probe.unit_right(values, found.test.y, record.sign, record.threshold)
+        shift = (values.astype(np.float64).mean() - before) / (record.deviation or 1)
+        rows.append(Ending(name, probe.right(found.probe, x, found.test.y), alone, float(shift)))
+    return rows
+
+
+class Moment(NamedTuple):
+    """A checkpoint: held-out bits per byte (NaN where not scored), and the unit's accuracy alone with its interval."""
+
+    update: int
+    bits_per_byte: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Moment]:
+    """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
+
+    Sign and threshold are chosen on train, at each checkpoint anew.
+    """
+    moments, updates = [], run_folder.steps(run.path)
+    # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
+    metrics = run_folder.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
+    scored = {row["update"]: bits for row in metrics if (bits := row.get("heldout_bits_per_byte")) is not None}
+    first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
+    train, test = first(task.train), first(task.test)
+    with progress.progress("checkpoints", len(updates), counted=True) as done:
+        for update in updates:
+            try:
+                model = language_model.load(run.path, update, run.precision)
+            except UserError:
+                if update in run_folder.steps(run.path):
+                    raise
+                continue  # the run is training, and this checkpoint has made way for a newer one
+            x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
+            unit = probe.measure_unit(x, train.labels, record.unit)
+            right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
+            bits = scored.get(update, float("nan"))
+            moments.append(Moment(update, bits, float(right.mean()), *probe.interval(right)))
+            done(1)
+    require(moments, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
+    return moments

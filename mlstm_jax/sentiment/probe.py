@@ -1,0 +1,262 @@
+"""The probe: an L1 logistic regression on a model's features, the units ranked, and one unit measured alone.
+
+As in the release of Radford et al. 2017 (arXiv 1704.01444): the strength of the penalty is chosen on the dev split, and
+everything else on the training split. Test labels enter accuracies only. numpy and scikit-learn, never jax.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from mlstm_jax.errors import UserError, require
+
+STRENGTHS = tuple(2.0**k for k in range(-8, 1))  # the paper release's values of C
+BINS = 16  # of a unit's values, for its mutual information with the labels
+MISSING = "the probe needs scikit-learn: pip install 'scikit-learn>=1.8'"
+LARGE = 1_000_000  # features; fewer are fitted sooner than another process starts
+
+
+class Examples(NamedTuple):
+    """Features of texts, and the texts' labels: 0 (negative) and 1 (positive), or more."""
+
+    x: Float[np.ndarray, "n hidden"]
+    y: Integer[np.ndarray, "n"]
+
+
+class Probe(NamedTuple):
+    """A fitted probe: a text is positive where features @ coefficients + intercept > 0."""
+
+    c: float  # inverse strength of the L1 penalty
+    coefficients: Float[np.ndarray, "hidden"]
+    intercept: float
+    converged: bool = True
+
+
+class UnitMeasure(NamedTuple):
+    """What one unit alone says about sentiment, measured on training texts."""
+
+    unit: int
+    sign: int  # +1 where positive texts have the higher mean, else -1
+    mean_negative: float
+    mean_positive: float
+    deviation: float  # standard deviation of the values around their class means
+    threshold: float  # a text is positive where sign * value > sign * threshold
+    a: float  # P(positive) = sigmoid(a * value + b)
+    b: float
+
+
+def fit(
+    train_x: Float[np.ndarray, "n hidden"],
+    train_y: Integer[np.ndarray, "n"],
+    dev_x: Float[np.ndarray, "m hidden"],
+    dev_y: Integer[np.ndarray, "m"],
+) -> Probe:
+    """The probe with the best dev accuracy among `STRENGTHS`; the strongest penalty wins a tie.
+
+    Labels are 0 (negative) and 1 (positive). Raises UserError where a label is missing from the training texts, where
+    features are not finite, and where scikit-learn is not installed. Source: the paper release's `train_with_reg_cv`.
+    """
+    require(set(np.unique(train_y)) == {0, 1}, "the training texts of a probe need both labels, 0 and 1, and no other")
+    finite = np.isfinite(train_x).all() and np.isfinite(dev_x).all()
+    require(bool(finite), "these features are not finite numbers: the weights are damaged, or their training diverged")
+    # The weakest penalty takes the longest, so it starts first.
+    fits = list(fit_each(Examples(train_x, train_y), [(None, c) for c in reversed(STRENGTHS)]))[::-1]
+    return max(fits, key=lambda fitted: accuracy(fitted, dev_x, dev_y))  # of equals, max takes the first
+
+
+def fit_each(examples: Examples, wanted: Sequence[tuple[Integer[np.ndarray, "_"] | None, float]]) -> Iterator[Probe]:
+    """Probes on some rows of the examples (None: all) at some C, in order; large ones are fitted on all cores."""
+    try:
+        from joblib import Parallel, delayed
+    except ImportError:
+        raise UserError(MISSING) from None
+    # Processes, not threads: liblinear's random state is one for the whole process.
+    jobs = -1 if examples.x.size * len(wanted) > LARGE else 1
+    yield from Parallel(jobs, return_as="generator")(delayed(_fit)(*examples, *one) for one in wanted)
+
+
+def fit_classes(train: Examples, dev: Examples) -> list[Probe]:
+    """A probe for every class against all others, at the C of best dev accuracy; for labels 0, 1, 2 ...
+
+    The strongest penalty wins a tie. Raises UserError where train lacks a class.
+    """
+    classes = range(max(train.y.max(), dev.y.max()) + 1)
+    require(set(np.unique(train.y)) == set(classes), "the training texts of a probe need a text of every class")
+    each = [
+        list(fit_each(Examples(train.x, (train.y == k).astype(np.int64)), [(None, c) for c in reversed(STRENGTHS)]))
+        for k in classes
+    ]
+    return list(max(list(zip(*each, strict=True))[::-1], key=lambda probes: right_class(probes, *dev).mean()))
+
+
+def right_class(
+    probes: Sequence[Probe], x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]
+) -> Bool[np.ndarray, "n"]:
+    """Which texts get their own class, that of the probe with the highest value."""
+    return np.argmax([x @ probe.coefficients + probe.intercept for probe in probes], axis=0) == y
+
+
+def _fit(x, y, rows, c) -> Probe:
+    x, y = (x, y) if rows is None else (x[rows], y[rows])
+    model = _regress(x, y, l1_ratio=1.0, solver="liblinear", C=c, random_state=42)
+    return Probe(c, model.coef_[0], float(model.intercept_[0]), bool(model.n_iter_.max() < model.max_iter))
+
+
+def right(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Which texts the probe labels rightly."""
+    return (x @ probe.coefficients + probe.intercept > 0) == (y == 1)
+
+
+def accuracy(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> float:
+    """Fraction of texts that the probe labels rightly."""
+    return float(np.mean(right(probe, x, y)))
+
+
+def interval(right: Bool[np.ndarray, "n"], confidence: float = 0.95) -> tuple[float, float]:
+    """The bootstrap interval of an accuracy: percentiles of the accuracy of resampled texts.
+
+    n texts drawn again from n are right binomially often, so that the percentiles are exact: no draws, no seed.
+    """
+    from scipy.stats import binom
+
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    low, high = (float(binom.ppf(end, len(right), right.mean())) / len(right) for end in ends)
+    return low, high
+
+
+def units_used(probe: Probe) -> int:
+    """Number of units with a coefficient other than zero."""
+    return int(np.count_nonzero(probe.coefficients))
+
+
+class Ranking(NamedTuple):
+    """All units, the best first (of equals the lowest number), with the score and the sign of every unit."""
+
+    order: Integer[np.ndarray, "hidden"]
+    score: Float[np.ndarray, "hidden"]
+    sign: Integer[np.ndarray, "hidden"]
+
+
+def rank(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> dict[str, Ranking]:
+    """The units in three orders, from training texts: by the probe's absolute coefficients, by the accuracy of each
+    alone with its best threshold, and by their mutual information with the labels, in bits."""
+    scores = {
+        "coefficient": np.abs(probe.coefficients),
+        "accuracy alone": accuracies_alone(x, y),
+        "mutual information": mutual_information(x, y),
+    }
+    signs = _signs(x, y)
+    return {name: Ranking(np.argsort(-score, kind="stable"), score, signs) for name, score in scores.items()}
+
+
+def top_unit(probe: Probe, train_x: Float[np.ndarray, "n hidden"], train_y: Integer[np.ndarray, "n"]) -> int:
+    """The unit with the largest absolute coefficient; where all are zero, the unit most accurate alone on train.
+
+    The lowest number wins a tie.
+    """
+    if units_used(probe):
+        return int(np.argmax(np.abs(probe.coefficients)))
+    return int(np.argmax(accuracies_alone(train_x, train_y)))
+
+
+def accuracies_alone(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Float[np.ndarray, "hidden"]:
+    """The accuracy of every unit alone, with its own sign and best threshold, on these texts."""
+    right = [
+        _right_by_threshold(sign * values.astype(np.float64), y) for values, sign in zip(x.T, _signs(x, y), strict=True)
+    ]
+    return np.array([count.max() for _, count in right]) / len(y)
+
+
+def mutual_information(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Float[np.ndarray, "hidden"]:
+    """Bits that every unit's value tells of the label, its values taken as one of `BINS` bins of equally many texts.
+
+    Chance alone gives about (BINS - 1) (classes - 1) / 1.4 n bits. Labels are 0, 1 ...
+    """
+    share = lambda counts: counts / len(y)
+    entropy = lambda p: -float(np.sum(p[p > 0] * np.log2(p[p > 0])))
+    bits = np.zeros(x.shape[1])
+    for unit, values in enumerate(x.T):
+        edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
+        both = share(
+            np.histogram2d(np.searchsorted(edges, values, "right"), y, (range(BINS + 1), range(y.max() + 2)))[0]
+        )
+        bits[unit] = entropy(both.sum(0)) + entropy(both.sum(1)) - entropy(both)
+    return bits
+
+
+def measure_unit(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], unit: int) -> UnitMeasure:
+    """One unit's class means, deviation, threshold and one-unit logistic, from training features and both labels."""
+    values = x[:, unit].astype(np.float64)
+    sign, means = int(_signs(x[:, [unit]], y)[0]), (values[y == 0].mean(), values[y == 1].mean())
+    deviation = np.sqrt(np.mean((values - np.where(y == 1, means[1], means[0])) ** 2))
+    a, b = _one_unit_logistic(values, y)
+    return UnitMeasure(
+        unit=unit,
+        sign=sign,
+        mean_negative=float(means[0]),
+        mean_positive=float(means[1]),
+        deviation=float(deviation),
+        threshold=best_threshold(values, y, sign),
+        a=a,
+        b=b,
+    )
+
+
+def best_threshold(values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], sign: int) -> float:
+    """The threshold of highest accuracy: midway between two neighbouring values, or 1 beyond the outermost.
+
+    Where several are as accurate, the one that calls the most texts positive.
+    """
+    thresholds, right = _right_by_threshold(sign * values.astype(np.float64), labels)
+    return float(sign * thresholds[np.argmax(right)])
+
+
+def _right_by_threshold(v, labels):
+    """All thresholds that a unit might have, and how many texts each labels rightly, -1 where it parts equal values."""
+    order = np.argsort(v)
+    v, positive = v[order], labels[order] == 1
+    # right[k]: texts labelled rightly when the k lowest are called negative and all others positive.
+    right = positive.sum() + np.concatenate([[0], np.cumsum(np.where(positive, -1, 1))])
+    thresholds = np.concatenate([v[:1] - 1, (v[:-1] + v[1:]) / 2, v[-1:] + 1])
+    apart = np.concatenate([[True], v[:-1] < v[1:], [True]])
+    return thresholds, np.where(apart, right, -1)
+
+
+def unit_right(
+    values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], sign: int, threshold: float
+) -> Bool[np.ndarray, "n"]:
+    """Which texts are labelled rightly by one unit's value and its threshold."""
+    # In float64: numpy would round the threshold to the values' float32, and so move it onto a value.
+    return (sign * values.astype(np.float64) > sign * threshold) == (labels == 1)
+
+
+def _signs(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "hidden"]:
+    means = [x[y == label].mean(axis=0, dtype=np.float64) for label in (0, 1)]
+    return np.where(means[1] >= means[0], 1, -1)
+
+
+def _one_unit_logistic(values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> tuple[float, float]:
+    """(a, b) of P(positive) = sigmoid(a * value + b)."""
+    if values.min() == values.max():  # such a unit says nothing: the share of positive texts is left
+        share = labels.mean()
+        return 0.0, float(np.log(share / (1 - share)))
+    mean, scale = values.mean(), values.std()
+    # A trace of L2 penalty keeps the slope finite where the unit separates the classes.
+    model = _regress(((values - mean) / scale)[:, None], labels, C=1e4)
+    a = float(model.coef_[0, 0] / scale)
+    return a, float(model.intercept_[0] - a * mean)
+
+
+def _regress(x: Float[np.ndarray, "n k"], y: Integer[np.ndarray, "n"], **options: Any):
+    """scikit-learn's logistic regression, without its warnings: `fit` reports convergence in the probe instead."""
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise UserError(MISSING) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(**options).fit(x, y)

@@ -1,0 +1,72 @@
+"""The value of the sentiment unit after each of many reviews, and what it says."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mlstm_jax.errors import require
+from mlstm_jax.unit_record import UnitRecord
+
+
+class Review(NamedTuple):
+    """A row: its source and line, what it holds, what is read of it, and its share of the bytes of the input."""
+
+    source: str
+    line: int
+    text: str
+    label: str | None
+    note: str | None  # why nothing is read
+    framed: bytes
+    share: float
+
+
+def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Review]]:
+    """Reviews in groups of at most `rows`, and of `size` bytes unless one has more; the input alone says where."""
+    group, held = [], 0
+    for review in reviews:
+        length = max(len(review.framed), len(review.text))
+        if group and (len(group) == rows or held + length > size):
+            yield group
+            group, held = [], 0
+        group.append(review)
+        held += length
+    if group:
+        yield group
+
+
+def read(
+    model: Any, group: list[Review], record: UnitRecord, done: Callable[[float], None] = lambda share: None
+) -> Float[np.ndarray, "n"]:
+    """The unit's value after the last byte of every review, float64; NaN where there is nothing to read.
+
+    `done` hears of the shares of the input. Raises UserError for values that are not finite.
+    """
+    from mlstm_jax.inference.encode import encode as features  # late, for --help
+
+    values = np.full(len(group), np.nan)
+    places = [place for place, review in enumerate(group) if review.note is None]
+    framed = [group[place].framed for place in places]
+    share = sum(review.share for review in group) / max(1, sum(map(len, framed)))
+    x = features(model.weights, framed, record.feature, lambda count: done(count * share))
+    values[places] = x[:, record.unit]
+    finite = np.isfinite(x[:, record.unit]).all()
+    require(bool(finite), "the unit's values are not finite: the weights are damaged, or their training diverged")
+    if not framed:
+        done(sum(review.share for review in group))
+    return values
+
+
+# What the values say
+
+
+def probability(values: Float[np.ndarray, "n"], record: UnitRecord) -> Float[np.ndarray, "n"]:
+    """P(positive) = sigmoid(a * value + b), float64, without overflow and without loss of small ones."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN
+        return np.exp(-np.logaddexp(0.0, -(record.a * values.astype(np.float64) + record.b)))
+
+
+def positive(values: Float[np.ndarray, "n"], record: UnitRecord) -> Bool[np.ndarray, "n"]:
+    """Which values lie on the threshold's positive side, as `probe.unit_accuracy` has it, in float64."""
+    return record.sign * values.astype(np.float64) > record.sign * record.threshold

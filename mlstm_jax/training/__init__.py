@@ -1,0 +1,1 @@
+"""Training: an update, devices, processes, checkpoints, the log."""

@@ -1,0 +1,414 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A run folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (Adam's moments, carried
+state, counters) and meta (config, place in the data, schedule, digests). Orbax does not notice flipped bytes, so every
+part's fingerprint is kept in meta and checked on load; a damaged step falls back to the one before it. An error of the
+system, which may pass, is no damage: reading and saving are tried again, and end with it in one line. Arrays are saved
+from where they live, and loaded to where they shall live: on another mesh, by another number of processes.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from mlstm_jax.config import Config, as_argument, from_dict
+from mlstm_jax.disk import read_json
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.model import parameters
+from mlstm_jax.run import folder, steps
+from mlstm_jax.training import processes, sharding, updates
+from mlstm_jax.training.updates import TrainState
+
+Meta = dict[str, Any]
+PAUSES = (0.5, 2.0)  # seconds before a read or a save that failed is tried again
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree of arrays: every leaf's path, type, shape and bytes, in the order of the paths."""
+    sha = hashlib.sha256()
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    for name in sorted(leaves):
+        array = np.ascontiguousarray(leaves[name])
+        sha.update(f"{name} {array.dtype} {array.shape};".encode())
+        sha.update(array.reshape(-1).view(np.uint8))
+    return sha.hexdigest()
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of a tree of arrays that is formed where they live, and is the same on every mesh.
+
+    A change of any one number changes it, other changes but for one in 2**64.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    names = sorted(leaves)
+    sums = np.asarray(_sums([leaves[name] for name in names])).tolist()
+    told = [f"{name} {leaves[name].dtype} {leaves[name].shape} {s}" for name, s in zip(names, sums, strict=True)]
+    return hashlib.sha256(";".join(told).encode()).hexdigest()[:32]
+
+
+@jax.jit
+def _sums(arrays):
+    """Two sums for each array, of its numbers' bits scrambled with their places (MurmurHash3's last step)."""
+
+    def scramble(x):
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    def sums(a):
+        bits = jax.lax.bitcast_convert_type(a, f"uint{8 * a.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(a.shape, jnp.uint32)
+        for axis, size in enumerate(a.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, a.shape, axis)
+        first = scramble(bits + place * jnp.uint32(0x9E3779B9))
+        second = scramble(bits ^ scramble(place + jnp.uint32(1)))
+        return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
+
+    return jnp.stack([sums(a) for a in arrays])
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+class Saver:
+    """Writes the checkpoints of one run in the background; each appears whole or not at all, the last `keep` remain.
+
+    A save that fails is said and made again, with the state of that time; the third in a row ends the run. The first
+    one is read back.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, say: Callable[[str], None] = print, mesh: Mesh | None = None):
+        self.run_dir, self.keep, self.say, self.mesh = run_dir, keep, say, mesh
+        self.place: int | None = None  # of the folder on its disk
+        self.manager: ocp.CheckpointManager | None = None
+        self.saving: int | None = None  # the update that is being saved
+        self.failures, self.read_back = 0, False
+
+    def save(self, state: TrainState, meta: Meta, wait: bool = False) -> None:
+        """Save in the background, or `wait` for it, as step `state.update`; one that is there is left as it is.
+
+        Raises UserError for numbers that are not finite, which are never saved, and where saving fails for good.
+        """
+        self._settle()
+        while not (self._start(state, meta) and (not wait or self._settle())):
+            pass
+
+    def check(self, state: TrainState, meta: Meta) -> None:
+        """Save this state where the save in the background has failed; a moment's work otherwise.
+
+        Several processes learn of it at their next save, together.
+        """
+        if self.saving is None or jax.process_count() > 1 or self.manager.is_saving_in_progress():
+            return
+        if not self._settle():
+            self.save(state, meta)
+
+    def _start(self, state, meta):
+        """Begin to save; whether that went well."""
+        step = int(state.update)
+        self._require_folder()
+        params, train = _parts(state)
+        require(
+            _all_finite((params, train)),
+            f"{self.run_dir}: update {step} has left parameters, moments or a carried state that are not finite, and "
+            f"that are not saved; {self._safe()}",
+        )
+        meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
+        meta["digests"]["meta"] = _meta_digest(meta)
+        args = {
+            "params": ocp.args.StandardSave(params),
+            "train": ocp.args.StandardSave(train),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        try:
+            self.manager = self.manager or self._open()
+            if step not in self.manager.all_steps():
+                self.manager.save(step, args=ocp.args.Composite(**args), force=True)
+                self.saving = step
+        except Exception as error:  # Orbax raises many kinds
+            self._try_again(step, error)
+            return False
+        return True
+
+    def _open(self):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self.keep), cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(folder(self.run_dir), options=options)
+
+    def _settle(self):
+        """Wait for the save in the background; whether that went well."""
+        step, error = self._wait()
+        if error:
+            self._try_again(step, error)
+        return not error
+
+    def _wait(self):
+        """Wait for the save in the background: its update, and what it failed with."""
+        step, self.saving = self.saving, None
+        if step is not None:
+            try:
+                self.manager.wait_until_finished()
+            except Exception as error:
+                return step, error
+            self._require_folder()
+            self.failures = 0
+            if not self.read_back:
+                self._read_back(step)
+        return step, None
+
+    def _read_back(self, step):
+        """Whatever keeps what is saved here from being read again should be known now, not when it is needed."""
+        try:
+            for name in ("params", "train"):  # one after the other, to take less memory
+                _load(folder(self.run_dir) / str(step), (name,), self.mesh)
+            self.read_back = True
+        except Exception as error:
+            if not _may_pass(error):  # else the next one is read
+                raise UserError(
+                    f"{self.run_dir}: checkpoint {step} was saved, but cannot be read again ({_cause(error)}); "
+                    "choose another --run-dir, on another disk"
+                ) from None
+
+    def _try_again(self, step, error):
+        """Say what a save failed with, and drop its manager, which may be of no more use; UserError for the third."""
+        self.failures += 1
+        self._close()
+        self._require_folder()
+        if self.failures > len(PAUSES) or jax.process_count() > 1:
+            raise self._failed(step, error) from None
+        self.say(f"checkpoint {step} could not be saved ({_cause(error)}); trying again")
+        time.sleep(PAUSES[self.failures - 1])
+
+    def _require_folder(self):
+        try:
+            place = os.stat(self.run_dir).st_ino
+        except FileNotFoundError:
+            place = None
+        self.place = self.place or place
+        require(
+            place and place == self.place,  # TensorStore makes a folder anew
+            f"{self.run_dir} is gone, removed or moved while it was trained, and its checkpoints with it; "
+            "move it back, or remove what is left, and the same command goes on",
+        )
+
+    def _failed(self, step, error):
+        failed = f"{self.run_dir}: checkpoint {step} could not be saved ({_cause(error)})"
+        return UserError(f"{failed}; {self._safe()} once that is put right")
+
+    def _safe(self):
+        """What is left of the run, and how it goes on."""
+        safe = steps(self.run_dir)
+        whole = f"checkpoint {safe[-1]} is safe, and" if safe else "there is no checkpoint yet, and"
+        goes_on = "goes on from there" if safe else "starts again"
+        return f"{whole} the same command, or python train.py --run-dir {as_argument(self.run_dir)}, {goes_on}"
+
+    def _close(self):
+        manager, self.manager = self.manager, None
+        with suppress(Exception):
+            manager.wait_until_finished()
+        with suppress(Exception):
+            manager.close()
+
+    def __enter__(self) -> "Saver":
+        _hush()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Wait until everything is on disk. Raises UserError where it cannot be, unless there is another error."""
+        try:
+            step, error = self._wait()
+            if error and not kind:
+                raise self._failed(step, error)
+        finally:
+            self._close()
+
+
+@cache
+def _hush():
+    """What Orbax raises becomes one line of ours. It also logs it, and its threads go on after that and print more."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    lost = lambda record: "never retrieved" in record.msg and re.search("(?i)ocdbt|tensorstore", str(record.exc_info))
+    logging.getLogger("asyncio").addFilter(lambda record: not lost(record))
+    orbax = "CheckpointHandler|run_sync|_read_array|_array_metadatas"
+    warnings.filterwarnings("ignore", f"coroutine '.*({orbax}).*' was never awaited", RuntimeWarning)
+    show, show_ignored = sys.excepthook, sys.unraisablehook
+    late = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    code = lambda what: getattr(getattr(what.object, "cr_code", None), "co_filename", "")  # of a coroutine
+    left = lambda what: "orbax" in code(what) or getattr(what.object, "__qualname__", "") == "BaseEventLoop.__del__"
+    sys.excepthook = lambda kind, error, trace: None if late(error) else show(kind, error, trace)
+    sys.unraisablehook = lambda what: None if late(what.exc_value) or left(what) else show_ignored(what)
+
+
+def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
+    """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
+
+    A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
+    again. Raises UserError where every checkpoint is damaged, or one cannot be read now; then nothing is moved.
+    """
+    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh)
+    for step in damaged if processes.is_first() else ():
+        aside = run_dir / "damaged" / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        os.replace(folder(run_dir) / str(step), aside)
+        say(f"checkpoint {step} was moved to {aside}")
+    processes.highest(0)  # no process goes on before that is done
+    if found is None:
+        return None
+    parts, meta = found
+    return TrainState(params=parts["params"], **parts["train"]), meta
+
+
+def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
+    """Parameters and meta of the checkpoint of an update, or of the newest whole one; nothing in the run is touched.
+
+    The run may be training: a checkpoint that makes way for a newer one is not a damaged one. Raises UserError where
+    there is none.
+    """
+    found, _ = _newest_whole(run_dir, say, ("params",), None, update)
+    require(
+        found is not None,
+        f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on",
+    )
+    return found[0]["params"], found[1]
+
+
+def _newest_whole(run_dir, say, names, mesh, update=None):
+    jax.devices()  # that there are none is no damage
+    known = _patiently(lambda: steps(run_dir), folder(run_dir))
+    kept = ", ".join(map(str, known)) or "none"
+    require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")
+    among, damaged, causes = known if update is None else [update], [], []
+    for step in reversed(among):
+        path = folder(run_dir) / str(step)
+        try:
+            return _patiently(lambda path=path: _load(path, names, mesh), path), damaged
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
+            if steps(run_dir) != known:  # the run is training, and this step may have made way for a newer one
+                return _newest_whole(run_dir, say, names, mesh, update)
+            causes.append(f"checkpoint {step} is damaged ({_cause(error)})")
+            damaged.append(step)
+            say(causes[-1] + "; trying the one before it" * (step > among[0]))
+    require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
+    return None, []
+
+
+def _patiently(read, path):
+    """What `read()` returns, tried again where an error may pass. Raises UserError where it stays."""
+    _hush()
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            if pause is None or jax.process_count() > 1:  # the others would not wait
+                cause = _cause(error)
+                raise UserError(f"{path} cannot be read now ({cause}); nothing was changed: try again later") from None
+        time.sleep(pause)
+
+
+def _chain(error):
+    """An error and what it came from, outermost first."""
+    while error is not None:
+        yield error
+        inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
+        error = inner or error.__cause__ or error.__context__
+
+
+def _system_errors(error):
+    """The system's numbers of what an error came from, which TensorStore has in its text."""
+    for one in _chain(error):
+        if told := re.search(r"os_error_code='(\d+)'", str(one)):
+            yield int(told[1])
+        elif isinstance(one, OSError):
+            yield one.errno or (errno.ENOENT if isinstance(one, FileNotFoundError) else errno.EIO)
+
+
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+TRANSIENT = "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|can't start new thread"
+
+
+def _may_pass(error):
+    """Whether an error is the system's or for want of memory, and so proves nothing of what is on disk."""
+    return any(number not in MISSING for number in _system_errors(error)) or any(
+        isinstance(one, MemoryError) or re.search(TRANSIENT, str(one)) for one in _chain(error)
+    )
+
+
+def _cause(error):
+    """What an error came from, in a few words."""
+    if told := [os.strerror(number) for number in _system_errors(error) if number not in MISSING]:
+        return told[0]
+    *_, root = _chain(error)
+    lines = str(root).strip().splitlines()
+    return lines[0][:200] if lines else type(root).__name__
+
+
+def _load(step_dir, names, mesh):
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        meta = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if _meta_digest(meta) != meta["digests"]["meta"]:
+            raise ValueError("meta does not match its digest")
+        try:
+            config = from_dict(meta["config"])
+        except TypeError as error:
+            raise UserError(f"{step_dir} was written by a newer version of this program ({error})") from None
+        mesh = mesh or sharding.one_device()
+        state, *_ = updates.shapes(config, mesh)
+        abstract = dict(zip(("params", "train"), _parts(state), strict=True))
+        args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
+        parts = reader.restore(step_dir, args=ocp.args.Composite(**args))
+    for name in names:
+        kind = fingerprint if len(meta["digests"][name]) == 32 else digest  # of the first runs
+        if meta["digests"][name] != kind(parts[name]):
+            raise ValueError(f"{name} do not match their digest: bytes have changed")
+    return {name: parts[name] for name in names}, meta
+
+
+def _parts(state: TrainState):
+    """A state as the two parts of a checkpoint."""
+    fields = state._asdict()
+    return fields.pop("params"), fields
+
+
+def _meta_digest(meta: Meta) -> str:
+    digests = {k: v for k, v in meta["digests"].items() if k != "meta"}
+    return hashlib.sha256(json.dumps(meta | {"digests": digests}, sort_keys=True).encode()).hexdigest()
+
+
+def saved_config(run_dir: Path) -> tuple[Config, int] | None:
+    """The config in the newest checkpoint whose meta is whole, and its update; None where there is none.
+
+    No device is used: processes that train together have not met when a config is read.
+    """
+    for step in reversed(steps(run_dir)):
+        with suppress(UserError, OSError, TypeError, KeyError):
+            meta = read_json(folder(run_dir) / str(step) / "meta" / "metadata", {"config": dict, "digests": dict})
+            if _meta_digest(meta) == meta["digests"]["meta"]:
+                return from_dict(meta["config"]), step
+    return None

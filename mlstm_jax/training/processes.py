@@ -1,0 +1,86 @@
+"""Several processes that train together: how they start, and what they agree on."""
+
+import os
+import socket
+import time
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mlstm_jax.config import Config
+from mlstm_jax.errors import UserError, require
+
+# Processes
+
+
+def start(config: Config) -> None:
+    """Join the other processes of this run, where there are any; before the first use of a device.
+
+    They are named by --coordinator, or found by jax on Slurm, TPU slices and GKE. A process that dies ends the others
+    within two minutes. Raises UserError where they do not find each other.
+    """
+    several = _cluster(os.environ)
+    if config.coordinator is None and not several:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if tasks != "1" and "SLURM_STEP_NUM_TASKS" not in os.environ:
+            print(f"this process trains alone; srun python train.py ... starts all {tasks} tasks of this Slurm job")
+        return
+    if config.coordinator and config.process_id:
+        _reach(config.coordinator)
+    elif config.coordinator:
+        print(f"waiting for {config.num_processes - 1} more processes at {config.coordinator} ...", flush=True)
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=60,
+            shutdown_timeout_seconds=30,
+        )
+    except (RuntimeError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0]
+        if several == "a TPU host":
+            return print(f"this host trains alone: jax found no others ({line})")
+        where = f"as {several}" if config.coordinator is None else f"at {config.coordinator}"
+        raise UserError(f"the processes of this run did not find each other {where}: {line}") from None
+
+
+def _reach(address: str, seconds: float = 120) -> None:
+    """Wait until the first process listens: where it never does, jax ends the process without raising anything."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+            return
+        except (OSError, ValueError) as error:
+            require(
+                time.monotonic() < deadline and isinstance(error, OSError),
+                f"the processes of this run did not find each other at {address}: {error}",
+            )
+        time.sleep(1)
+
+
+def _cluster(environment) -> str | None:
+    """What says that there are several processes, or a TPU slice, which may have several hosts."""
+    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # which only srun sets; a batch script is one process
+        return "Slurm" if "SLURM_PROCID" in environment else None
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return "a TPU slice"
+    chips = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") and find_spec("libtpu")
+    return "a TPU host" if chips and environment.get("JAX_PLATFORMS") != "cpu" else None
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once: logs, config, pictures."""
+    return jax.process_index() == 0
+
+
+def highest(number: int) -> int:
+    """The highest of all processes' numbers. All of them must call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())

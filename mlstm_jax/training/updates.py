@@ -1,0 +1,251 @@
+"""The training state, one update, and the scoring of held-out bytes: pure functions, no disk."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mlstm_jax.config import Config, Precision
+from mlstm_jax.model import kernels, parameters
+from mlstm_jax.model.cell import State, Weights
+from mlstm_jax.model.parameters import Params
+from mlstm_jax.model.unroll import unroll
+from mlstm_jax.training import sharding
+
+LOG2 = 0.6931471805599453  # nats in one bit
+Metrics = dict[str, Array]
+
+adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+class TrainState(NamedTuple):
+    """All that an update changes. A run is this, the config and the place in the data."""
+
+    params: Params
+    moments: optax.OptState  # Adam's
+    lanes: State  # the carried (c, h) of every lane
+    update: Int[Array, ""]
+    skipped: Int[Array, ""]  # non-finite updates, which changed nothing, so far
+    skipped_in_a_row: Int[Array, ""]
+
+
+def init_state(params: Params, lanes: int) -> TrainState:
+    """The state before the first update."""
+    hidden = params["wmh"].shape[0]
+    zeros = jnp.zeros((lanes, hidden), jnp.float32)
+    count = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(params, adam.init(params), (zeros, jnp.zeros_like(zeros)), count(), count(), count())
+
+
+def learning_rate(initial: float, update: int, start: int, end: int) -> float:
+    """Linear decay from `initial` at update `start` to zero at update `end`."""
+    return initial * (1 - (update - start) / (end - start))
+
+
+def new_state(config: Config) -> TrainState:
+    """The state of a run that starts from drawn weights."""
+    return init_state(parameters.init(config.model, config.seed), config.lanes)
+
+
+def draw_state(config: Config, mesh: Mesh) -> TrainState:
+    """`new_state`, each array in its place on the mesh. Raises UserError as `shardings` does."""
+    sharding.require_units(config.model.hidden, mesh)
+    return _drawing(Config(model=config.model, seed=config.seed, lanes=config.lanes), mesh)()
+
+
+@lru_cache(4)
+def _drawing(config, mesh):
+    return jax.jit(partial(new_state, config), out_shardings=_places(mesh))
+
+
+def shardings(config: Config, mesh: Mesh) -> TrainState:
+    """Where each array of a state lives on the mesh. Raises UserError where the units are not to be spread over it."""
+    sharding.require_units(config.model.hidden, mesh)
+    return _places(mesh)
+
+
+def _places(mesh):
+    spread = sharding.named(mesh, sharding.PARAMS)
+    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES, "model")))
+    moments = optax.ScaleByAdamState(count=alone, mu=spread, nu=spread)
+    return TrainState(spread, moments, (lanes, lanes), alone, alone, alone)
+
+
+def loss(
+    weights: Weights,
+    window: UInt8[Array, "lanes window_and_one"],
+    lanes: State,
+    precision: str | None = None,
+    axis: str | None = None,
+    unroll: Callable = unroll,
+) -> tuple[Float[Array, ""], State]:
+    """Mean cross-entropy in nats of every next byte, and the state after the window.
+
+    `precision` and `axis` as in `recurrence.unroll`; `unroll` is that, with its other options.
+    """
+    nats, lanes = _nats(weights, window, lanes, precision, axis, unroll)
+    return nats.mean(), lanes
+
+
+def _nats(weights, window, lanes, precision, axis, unroll=unroll) -> tuple[Float[Array, "lanes window"], State]:
+    """What every next byte costs, and the state after the window."""
+    hidden, lanes = unroll(weights, window[:, :-1], lanes, precision, axis)
+    logits = parameters.read_out(weights, hidden, precision, axis)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].T.astype(jnp.int32)).T, lanes
+
+
+def gradient(
+    params: Params,
+    window: UInt8[Array, "lanes window_and_one"],
+    lanes: State,
+    precision: Precision,
+    mesh: Mesh | None = None,
+    groups: int = 1,
+    unroll: Callable = unroll,
+) -> tuple[Float[Array, ""], State, Params]:
+    """`loss`, the state after the window, and the gradient, float32 whatever the products' precision.
+
+    On a mesh every device does its own lanes, and the gradients are summed once. `groups` of lanes one after the other
+    take less memory and give the same gradient.
+    """
+    weights, pull_back = jax.vjp(parameters.prepare, params)
+    if mesh is None or mesh.size == 1:
+        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll)
+    else:
+        state = P(sharding.LANES, "model")
+        here = jax.shard_map(
+            partial(_spread_gradient, precision=precision, groups=groups, unroll=unroll, mesh=mesh),
+            mesh=mesh,
+            in_specs=(sharding.WEIGHTS, P(sharding.LANES), (state, state)),
+            out_specs=(P(), (state, state), sharding.WEIGHTS),
+            check_vma=False,
+        )
+        nats, lanes, slopes = here(sharding.split(weights, mesh), window, lanes)
+        slopes = sharding.join(slopes, mesh)
+    return nats, lanes, pull_back(slopes)[0]
+
+
+def _spread_gradient(own, window, lanes, precision, groups, unroll, mesh):
+    """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
+    weights = sharding.gather(own, precision, mesh)
+    axis = sharding.unit_axis(mesh)
+    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll, axis)
+    return jax.lax.pmean(nats, sharding.LANES), lanes, sharding.reduce(slopes, mesh)
+
+
+def _own_gradient(weights, window, lanes, precision, groups, unroll, axis=None):
+    """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, unroll=unroll), has_aux=True)
+    if groups == 1:
+        (nats, lanes), slopes = differentiate(wide, window, lanes)
+        return nats, lanes, slopes
+
+    def add(so_far, group):
+        (nats, lanes), slopes = differentiate(wide, *group)
+        return jax.tree.map(jnp.add, so_far, (nats, slopes)), lanes
+
+    split = lambda a: a.reshape(groups, -1, *a.shape[1:])
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, wide))
+    (nats, slopes), lanes = jax.lax.scan(add, zeros, jax.tree.map(split, (window, lanes)))
+    mean = lambda total: total / groups
+    return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), lanes), jax.tree.map(mean, slopes)
+
+
+def train_step(
+    state: TrainState,
+    window: UInt8[Array, "lanes window_and_one"],
+    fresh: Bool[Array, ""] | bool,
+    rate: Float[Array, ""] | float,
+    *,
+    clip: float,
+    precision: Precision,
+    mesh: Mesh | None = None,
+    groups: int = 1,
+    unroll: Callable = unroll,
+) -> tuple[TrainState, Metrics]:
+    """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
+    lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
+    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups, unroll)
+    return apply_gradient(state, slopes, nats, lanes, rate, clip=clip)
+
+
+def jitted(config: Config, precision: Precision, mesh: Mesh):
+    """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
+    sharding.require_units(config.model.hidden, mesh)
+    loops, _ = kernels.choose(config, mesh, precision)
+    return _jitted(precision, mesh, config.clip, config.lane_groups, config.segment, loops)
+
+
+@lru_cache(4)  # so that runs of one process share a program
+def _jitted(precision, mesh, clip, groups, segment, loops):
+    unroll = partial(unroll, segment=segment, loops=loops)
+    return jax.jit(
+        partial(train_step, clip=clip, precision=precision, mesh=mesh, groups=groups, unroll=unroll),
+        donate_argnames="state",
+        out_shardings=(_places(mesh), sharding.named(mesh, P())),
+    )
+
+
+def shapes(config: Config, mesh: Mesh) -> tuple:
+    """What `jitted` takes, as shapes in their places, for compiling it ahead of time."""
+    put = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+    state = jax.tree.map(put, jax.eval_shape(partial(new_state, config)), shardings(config, mesh))
+    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES)))
+    window = jax.ShapeDtypeStruct((config.lanes, config.window + 1), jnp.uint8, sharding=lanes)
+    fresh, rate = (jax.ShapeDtypeStruct((), dtype, sharding=alone) for dtype in (jnp.bool_, jnp.float32))
+    return state, window, fresh, rate
+
+
+def apply_gradient(
+    state: TrainState,
+    gradient: Params,
+    nats: Float[Array, ""],
+    lanes: State,
+    rate: Float[Array, ""] | float,
+    *,
+    clip: float,
+) -> tuple[TrainState, Metrics]:
+    """The update that a window's gradient, loss in nats and last state make.
+
+    Where the loss, the gradient, or a number of the new state is not finite, nothing but the counters changes, and the
+    lanes start afresh.
+    """
+    norm = optax.tree.norm(gradient)
+    if clip:
+        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
+    direction, moments = _adam(gradient, state.moments)
+    params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+
+    good = jnp.isfinite(nats) & jnp.isfinite(norm)
+    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), (params, moments, lanes), good)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    state = TrainState(
+        params=keep(params, state.params),
+        moments=keep(moments, state.moments),
+        lanes=keep(lanes, jax.tree.map(jnp.zeros_like, lanes)),
+        update=state.update + 1,
+        skipped=state.skipped + (~good).astype(jnp.int32),
+        skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+    )
+    return state, {
+        "bits_per_byte": nats / LOG2,
+        "gradient_norm": norm,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+
+
+def _adam(gradient: Params, moments: optax.OptState) -> tuple[Params, optax.OptState]:
+    """The direction of an update, and the new moments.
+
+    The bias correction takes powers of 0.9 and 0.999 by the count: of a float32 these are float32, in any mode of jax.
+    """
+    direction, new = adam.update(gradient, moments._replace(count=moments.count.astype(jnp.float32)))
+    return direction, new._replace(count=moments.count + 1)

@@ -1,0 +1,146 @@
+"""The unit record: the unit of the weights that carries sentiment. Evaluation writes it, sampling reads it."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlstm_jax.disk import atomic, is_sealed, read_json, seal
+from mlstm_jax.errors import UserError, require
+from mlstm_jax.text import printable
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """A found unit, all that was measured of it, and the whole probe that found it."""
+
+    digest: str
+    """SHA-256 of the weights in which the unit was found."""
+    update: int | None
+    """The update of those weights; None where they do not say."""
+    task: str
+    note: str
+    """What the task's split is."""
+    feature: str
+    """"cell", "tanh_cell" or "hidden"."""
+    unit: int
+    sign: int
+    """+1 where positive texts have the higher mean, else -1."""
+    mean_negative: float
+    mean_positive: float
+    deviation: float
+    """Standard deviation of the values around their class means."""
+    threshold: float
+    """A text is positive where sign * value > sign * threshold."""
+    a: float
+    """P(positive) = sigmoid(a * value + b)."""
+    b: float
+    c: float
+    """Inverse strength of the probe's L1 penalty."""
+    coefficients: tuple[float, ...]
+    """The probe: a text is positive where features @ coefficients + intercept > 0."""
+    intercept: float
+    accuracy_all: float
+    """Of the probe on the test texts."""
+    accuracy_alone: float
+    """Of the unit and its threshold on the test texts."""
+    units_used: int
+    """Units whose coefficient is not zero."""
+    negative: str = "negative"
+    """The task's own name of the class."""
+    positive: str = "positive"
+
+    def __post_init__(self):
+        known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
+        named = re.fullmatch(r"[\w-]+", self.task)  # it becomes a file's name
+        require(known and named and 0 <= self.unit < len(self.coefficients), "not a unit record")
+        counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
+        words = (self.note, self.negative, self.positive)
+        require(all(type(n) is int for n in counts), "not a unit record")
+        require(all(isinstance(word, str) for word in words), "not a unit record")
+        numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
+        numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
+        require(all(map(math.isfinite, numbers)), "a unit record holds finite numbers only")
+
+
+def save(record: UnitRecord, folder: Path) -> Path:
+    """Write the record to `folder/<task>.json`, whole or not at all, and return that path."""
+    path = folder / f"{record.task}.json"
+    with atomic(path) as file:
+        file.write(json.dumps(seal(dataclasses.asdict(record)), indent=1).encode())
+    return path
+
+
+def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecord:
+    """The record of these weights for a task; None takes the newest of any task.
+
+    Raises UserError, with the command that finds the unit again, where there is none, where the weights are others
+    (`digest` differs), and where the file is damaged.
+    """
+    named = task is None or re.fullmatch(r"[\w-]+", task)
+    require(named, f"{task!r} names no unit record; that of a file of texts has the file's name without its ending")
+    paths = [path for folder in folders for path in folder.glob(f"{task or '*'}.json")]
+    paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    for path in paths:
+        record = _read(path)
+        if record.digest == digest:
+            return record
+    problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folders[0] / (task or '*')}.json"
+    raise UserError(f"{problem}; find the unit of these weights: {command(task)}")
+
+
+def found(folders: list[Path], digest: str) -> list[UnitRecord]:
+    """All records of these weights, one a task, by task; the first folder's come first."""
+    records = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()):
+        with contextlib.suppress(UserError):
+            record = _read(path)
+            if record.digest == digest:
+                records.setdefault(record.task, record)
+    return [records[task] for task in sorted(records)]
+
+
+def summary(record: UnitRecord) -> dict[str, Any]:
+    """A record's fields but for the coefficients, one number for every unit."""
+    fields = dataclasses.asdict(record)
+    del fields["coefficients"]
+    return fields
+
+
+def describe_classes(negative: str, positive: str) -> str:
+    """What the two classes of a task are called, for people."""
+    negative, positive = (textwrap.shorten(printable(name), 100, placeholder=" ...") for name in (negative, positive))
+    return f"positive = {positive}, negative = {negative}"
+
+
+def clamp_value(record: UnitRecord, k: float) -> float:
+    """The cell state at which to hold the unit: the midpoint of the class means + k * sign * deviation.
+
+    k above 0 is positive whichever way the unit points. Raises UserError for a record of another feature: only the
+    cell state can be held.
+    """
+    found = f"this unit was found in the feature {record.feature}, and only a cell state can be held"
+    require(record.feature == "cell", f"{found}; find it there: {command(record.task)} --feature cell")
+    return (record.mean_negative + record.mean_positive) / 2 + k * record.sign * record.deviation
+
+
+def command(task: str | None) -> str:
+    """The command that finds a unit."""
+    return "python eval_sst.py RUN" + (f" --task {task}" if task not in (None, "sst") else "")
+
+
+def _read(path: Path) -> UnitRecord:
+    try:
+        fields = read_json(path, {"coefficients": list})
+        require(is_sealed(fields), f"{path} does not fit its checksum")
+        fields.pop("checksum", None)
+        return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
+    except (UserError, TypeError):
+        raise UserError(f"{path} is damaged; find the unit again: {command(path.stem)}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
