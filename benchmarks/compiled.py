@@ -19,14 +19,14 @@ from benchmarks.common import console, machine, tell
 ROOT = Path(__file__).parent.parent
 INSTALL = {"h200": ["-e", ".", "jax[cuda13-local]"], "v5e:1x1": ["-e", ".[tpu]"]}
 PROGRAMS = [
-    ("h200", "--model.hidden 4096 --lanes 128"),
-    ("h200", "--model.hidden 4096 --lanes 256"),
-    ("h200", "--model.hidden 4096 --lanes 256 --segment 16"),
-    ("h200", "--model.hidden 4096 --lanes 128 --recurrence pallas"),
-    ("h200", "--model.hidden 4096 --lanes 256 --recurrence pallas"),
-    ("v5e:1x1", "--model.hidden 2048 --lanes 128"),
-    ("v5e:1x1", "--model.hidden 2048 --lanes 128 --recurrence pallas"),
-    ("v5e:1x1", "--model.hidden 1024 --lanes 128 --recurrence pallas"),
+    ("h200", "--model.hidden 4096 --batch-size 128"),
+    ("h200", "--model.hidden 4096 --batch-size 256"),
+    ("h200", "--model.hidden 4096 --batch-size 256 --remat-every 16"),
+    ("h200", "--model.hidden 4096 --batch-size 128 --kernels pallas"),
+    ("h200", "--model.hidden 4096 --batch-size 256 --kernels pallas"),
+    ("v5e:1x1", "--model.hidden 2048 --batch-size 128"),
+    ("v5e:1x1", "--model.hidden 2048 --batch-size 128 --kernels pallas"),
+    ("v5e:1x1", "--model.hidden 1024 --batch-size 128 --kernels pallas"),
 ]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from mlstm_jax.corpus import packaged, prepare, shards, windows
+from mlstm_jax.corpus import batches, packaged, prepare, shards
 
 
 def dump(path: Path, megabytes: int, loose: bool) -> int:
@@ -74,9 +74,9 @@ def main(megabytes: int = 500, workers: int = 2, rounds: int = 5) -> None:
                 f"ours / plain {statistics.median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             )
         train = shards.load(folder / "strict0")[:-2]
-        cut = windows.Windows(shards.Mapped(folder / "strict0", train), 128, 256)
+        cut = batches.Batches(shards.Mapped(folder / "strict0", train), 128, 256)
         check = lambda shard: shards.verify(folder / "strict0", train[shard])
-        ready, count, begun = windows.stream(cut, 0, check), 0, time.perf_counter()
+        ready, count, begun = batches.stream(cut, 0, check), 0, time.perf_counter()
         while (seconds := time.perf_counter() - begun) < 5:
             next(ready)
             count += 1

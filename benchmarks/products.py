@@ -45,7 +45,9 @@ def programs(rows: int, inner: int, columns: int, turned: bool) -> tuple[dict[st
     return found, times * 2 * rows * inner * columns
 
 
-def main(hidden: int = 512, lanes: int = 128, window: int = 128, rounds: int = 7, json: Path | None = None) -> None:
+def main(
+    hidden: int = 512, batch_size: int = 128, seq_length: int = 128, rounds: int = 7, json: Path | None = None
+) -> None:
     """Time the products of one update, in GFLOP/s.
 
     Args:
@@ -56,11 +58,11 @@ def main(hidden: int = 512, lanes: int = 128, window: int = 128, rounds: int = 7
         json: File of JSON lines to which the figures are added.
     """
     console.print(machine())
-    size = lanes * window
+    size = batch_size * seq_length
     products = {
-        "m wh, at every byte": (lanes, hidden, 4 * hidden, False),
-        "h wmh, at every byte": (lanes, hidden, hidden, False),
-        "dz whᵀ, at every byte": (lanes, 4 * hidden, hidden, False),
+        "m wh, at every byte": (batch_size, hidden, 4 * hidden, False),
+        "h wmh, at every byte": (batch_size, hidden, hidden, False),
+        "dz whᵀ, at every byte": (batch_size, 4 * hidden, hidden, False),
         "gradient of wh": (hidden, size, 4 * hidden, True),
         "gradient of wmh": (hidden, size, hidden, True),
         "read-out": (size, hidden, 256, False),
@@ -74,8 +76,8 @@ def main(hidden: int = 512, lanes: int = 128, window: int = 128, rounds: int = 7
         shown = "[{}, {}] x [{}, {}]".format(*shape[:2], *shape[1:3])
         rows.append({"product": name, "shape": shown} | {by: work / took / 1e9 for by, took in times.items()})
         rows[-1]["jax / fastest"] = f"{statistics.median(rows[-1]['jax']) / fastest(rows[-1]):.2f}"
-    console.print(f"{hidden} units, {lanes} lanes x {window} bytes; GFLOP/s, float32")
-    tell(json, "products", rows, hidden=hidden, lanes=lanes, window=window)
+    console.print(f"{hidden} units, {batch_size} lanes x {seq_length} bytes; GFLOP/s, float32")
+    tell(json, "products", rows, hidden=hidden, batch_size=batch_size, seq_length=seq_length)
 
 
 def fastest(row: dict) -> float:

@@ -31,7 +31,7 @@ from mlstm_jax.model.cell import Held
 
 def main(
     hidden: int = 4096,
-    lanes: tuple[int, ...] = (1, 16, 64),
+    batch_size: tuple[int, ...] = (1, 16, 64),
     length: int = 64,
     rounds: int = 5,
     json: Path | None = None,
@@ -50,14 +50,14 @@ def main(
     write = lambda num, length, *temperature, **options: list(
         generate.stream(weights, b"\n ", num, length, *temperature, **options)
     )
-    for num in lanes:
+    for num in batch_size:
         write(num, length)
     held = Held(units=jnp.ones(hidden, bool), values=jnp.ones(hidden))
     with compilations() as compiled:
-        write(lanes[0], length // 2 + 1, 0.1, clamp=held, seed=3)
-        write(lanes[0], length + 1, 0.0, top_k=3, top_p=0.5)
+        write(batch_size[0], length // 2 + 1, 0.1, clamp=held, seed=3)
+        write(batch_size[0], length + 1, 0.0, top_k=3, top_p=0.5)
     memory = peak_memory()
-    runs = {num: partial(write, num, length) for num in lanes}
+    runs = {num: partial(write, num, length) for num in batch_size}
     times, rates = in_turn(runs, {"matmul": matmul(), "read": reading(hidden), "copy": copying()}, rounds)
 
     numbers = 5 * hidden**2 + 256 * hidden  # of the weights that every byte needs

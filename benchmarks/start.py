@@ -75,7 +75,7 @@ def main(updates: int = 2000, rounds: int = 5, first: bool = True, json: Path | 
     console.print(machine())
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small"
-        settings = "--model.hidden 64 --lanes 32 --window 64 --log-every 20 --eval-bytes 10000".split()
+        settings = "--model.hidden 64 --batch-size 32 --seq-length 64 --log-every 20 --eval-bytes 10000".split()
         seen = memory(small, updates, settings + [f"--{what}-every={updates}" for what in ("eval", "sample", "save")])
         load = f"import mlstm_jax; mlstm_jax.load({str(small)!r})"
         rows = [

@@ -39,19 +39,19 @@ except ImportError:
 RATE, CLIP = 5e-4, 1.0
 CHECKED = 3  # updates in which the programs are compared; they warm up the timed ones as well
 
-Window = UInt8[Array, "lanes window_and_one"]
+Window = UInt8[Array, "batch seq_plus_one"]
 Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a window: the loss in nats, the gradient's norm
 
 
 # JAX: ours and plain
 
 
-def ours(state: TrainState, window: Window) -> tuple[TrainState, Metrics]:
+def ours(state: TrainState, batch: Window) -> tuple[TrainState, Metrics]:
     """The update that train.py does."""
-    return updates.train_step(state, window, False, RATE, clip=CLIP, precision="float32")
+    return updates.train_step(state, batch, False, RATE, clip_norm=CLIP, precision="float32")
 
 
-def plain_loss(params: Params, window: Window, lanes: State, rows_first: bool) -> tuple[Float[Array, ""], State]:
+def plain_loss(params: Params, batch: Window, carry: State, rows_first: bool) -> tuple[Float[Array, ""], State]:
     """training.loss with autodiff through the time loop."""
     weights = parameters.prepare(params)
 
@@ -63,31 +63,31 @@ def plain_loss(params: Params, window: Window, lanes: State, rows_first: bool) -
         state, _ = cell.cell(weights.wmh, weights.wh, *rows, state)
         return state, state[1]
 
-    data = window[:, :-1].T
+    data = batch[:, :-1].T
     if rows_first:
-        lanes, hidden = jax.lax.scan(body_of_rows, lanes, (weights.x[data], weights.mx[data]))
+        carry, hidden = jax.lax.scan(body_of_rows, carry, (weights.x[data], weights.mx[data]))
     else:
-        lanes, hidden = jax.lax.scan(body, lanes, data)
+        carry, hidden = jax.lax.scan(body, carry, data)
     logits = parameters.read_out(weights, hidden).swapaxes(0, 1)
-    targets = window[:, 1:].astype(jnp.int32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), lanes
+    targets = batch[:, 1:].astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), carry
 
 
-def plain(state: TrainState, window: Window, rows_first: bool = False) -> tuple[TrainState, Metrics]:
+def plain(state: TrainState, batch: Window, rows_first: bool = False) -> tuple[TrainState, Metrics]:
     """training.train_step with `plain_loss`."""
     differentiate = jax.value_and_grad(plain_loss, has_aux=True)
-    (nats, lanes), gradient = differentiate(state.params, window, state.lanes, rows_first)
-    return updates.apply_gradient(state, gradient, nats, lanes, RATE, clip=CLIP)
+    (nats, carry), gradient = differentiate(state.params, batch, state.carry, rows_first)
+    return updates.apply_gradient(state, gradient, nats, carry, RATE, clip_norm=CLIP)
 
 
-def jax_update(step: Callable, params: Params, lanes: int) -> Update:
+def jax_update(step: Callable, params: Params, batch_size: int) -> Update:
     """Updates by a jitted step whose state is donated."""
     step = jax.jit(step, donate_argnums=0)
-    state = updates.init_state(jax.tree.map(jnp.copy, params), lanes)
+    state = updates.init_state(jax.tree.map(jnp.copy, params), batch_size)
 
-    def update(window):
+    def update(batch):
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, window))
+        state, metrics = jax.block_until_ready(step(state, batch))
         return float(metrics["bits_per_byte"]) * updates.LOG2, float(metrics["gradient_norm"])
 
     return update
@@ -103,16 +103,16 @@ def torch_cell(wmh, wh, x, mx, c, h):
     return c, torch.sigmoid(o) * torch.tanh(c)
 
 
-def torch_update(params: Params, lanes: int, cell: Callable) -> Update:
+def torch_update(params: Params, batch_size: int, cell: Callable) -> Update:
     """Updates by a PyTorch mLSTM: input products outside the loop, one product for the four gates inside."""
     p = {name: torch.nn.Parameter(torch.from_numpy(np.array(value))) for name, value in params.items()}
     adam = torch.optim.Adam(p.values(), lr=RATE, fused=True)
-    c = h = torch.zeros(lanes, len(p["wmh"]))
+    c = h = torch.zeros(batch_size, len(p["wmh"]))
     look_up, normalise = torch.nn.functional.embedding, lambda v, g: v * (g / torch.linalg.vector_norm(v, dim=0))
 
-    def update(window):
+    def update(batch):
         nonlocal c, h
-        data = torch.from_numpy(window.T.astype(np.int64))  # time first
+        data = torch.from_numpy(batch.T.astype(np.int64))  # time first
         wx, wh = normalise(p["wx"], p["gx"]), normalise(p["wh"], p["gh"])
         wmx, wmh = normalise(p["wmx"], p["gmx"]), normalise(p["wmh"], p["gmh"])
         xs = look_up(data[:-1], torch.addmm(p["b"], p["embed"], wx))  # as 256-row tables, like ours
@@ -138,34 +138,34 @@ def torch_update(params: Params, lanes: int, cell: Callable) -> Update:
 # Check, time, tell
 
 
-def check(programs: dict[str, Update], windows: list[np.ndarray]) -> None:
+def check(programs: dict[str, Update], batches: list[np.ndarray]) -> None:
     """Assert that from the same weights every program finds the same losses and gradients."""
-    for number, window in enumerate(windows, 1):
-        found = {name: update(window) for name, update in programs.items()}
+    for number, batch in enumerate(batches, 1):
+        found = {name: update(batch) for name, update in programs.items()}
         expected = found["ours"]
         for name, (loss, norm) in found.items():
             assert abs(loss - expected[0]) < 1e-4, f"{name} and ours differ in the loss of update {number}"
             assert abs(norm - expected[1]) < 1e-3 * expected[1], f"{name} and ours differ in the gradient"
-    console.print(f"all agree on {len(windows)} updates; the last: {expected[0]:.6f} nats, gradient {expected[1]:.6f}")
+    console.print(f"all agree on {len(batches)} updates; the last: {expected[0]:.6f} nats, gradient {expected[1]:.6f}")
 
 
-def programs_of(params: Params, lanes: int, peers: bool, compile: bool) -> dict[str, Update]:
+def programs_of(params: Params, batch_size: int, peers: bool, compile: bool) -> dict[str, Update]:
     """The programs by name, those that can be had here."""
-    programs = {"ours": jax_update(ours, params, lanes)}
+    programs = {"ours": jax_update(ours, params, batch_size)}
     if peers:
-        programs["plain JAX"] = jax_update(plain, params, lanes)
-        programs["plain JAX, rows first"] = jax_update(partial(plain, rows_first=True), params, lanes)
+        programs["plain JAX"] = jax_update(plain, params, batch_size)
+        programs["plain JAX, rows first"] = jax_update(partial(plain, rows_first=True), params, batch_size)
     if peers and torch:
-        programs["PyTorch"] = torch_update(params, lanes, torch_cell)
+        programs["PyTorch"] = torch_update(params, batch_size, torch_cell)
         if compile:
-            programs["PyTorch, compiled"] = torch_update(params, lanes, torch.compile(torch_cell, dynamic=False))
+            programs["PyTorch, compiled"] = torch_update(params, batch_size, torch.compile(torch_cell, dynamic=False))
     return programs
 
 
 def main(
     hidden: tuple[int, ...] = (512,),
-    lanes: int = 128,
-    window: int = 128,
+    batch_size: int = 128,
+    seq_length: int = 128,
     rounds: int = 7,
     peers: bool = True,
     compile: bool = True,
@@ -189,21 +189,23 @@ def main(
     elif peers and compile and not (compile := any(map(shutil.which, ("g++", "c++", "clang++")))):
         console.print("there is no C++ compiler: PyTorch's compiled form is left out")
     for width in hidden:
-        one_width(width, lanes, window, rounds, peers, compile, json)
+        one_width(width, batch_size, seq_length, rounds, peers, compile, json)
 
 
-def one_width(hidden: int, lanes: int, window: int, rounds: int, peers: bool, compile: bool, json: Path | None) -> None:
+def one_width(
+    hidden: int, batch_size: int, seq_length: int, rounds: int, peers: bool, compile: bool, json: Path | None
+) -> None:
     """Check and time all programs at one width."""
     params = parameters.init(ModelConfig(hidden=hidden), seed=0)
-    programs = programs_of(params, lanes, peers, compile)
+    programs = programs_of(params, batch_size, peers, compile)
     random = np.random.default_rng(0)
-    draw = lambda: random.integers(256, size=(lanes, window + 1), dtype=np.uint8)
+    draw = lambda: random.integers(256, size=(batch_size, seq_length + 1), dtype=np.uint8)
     check(programs, [draw() for _ in range(CHECKED)])
     memory = peak_memory()
     runs = {name: partial(update, draw()) for name, update in programs.items()}
     times, rates = in_turn(runs, {"matmul": matmul(), "copy": copying()}, rounds)
 
-    size = lanes * window
+    size = batch_size * seq_length
     work = 6 * size * (5 * hidden**2 + 320 * hidden + 256 * hidden)
     rows = [
         {
@@ -219,10 +221,19 @@ def one_width(hidden: int, lanes: int, window: int, rounds: int, peers: bool, co
     ]
     matmul_rate, copy_rate = (spread(rates[name] / 1e9) for name in ("matmul", "copy"))
     console.print(
-        f"{hidden} units, {lanes} lanes x {window} bytes, {rounds} rounds; matmul {matmul_rate} GFLOP/s, "
+        f"{hidden} units, {batch_size} lanes x {seq_length} bytes, {rounds} rounds; matmul {matmul_rate} GFLOP/s, "
         f"copy {copy_rate} GB/s; peak memory {memory:.2f} GB, all programs so far in one process"
     )
-    tell(json, "train_step", rows, hidden=hidden, lanes=lanes, window=window, memory=memory, matmul=rates["matmul"])
+    tell(
+        json,
+        "train_step",
+        rows,
+        hidden=hidden,
+        batch_size=batch_size,
+        seq_length=seq_length,
+        memory=memory,
+        matmul=rates["matmul"],
+    )
 
 
 if __name__ == "__main__":

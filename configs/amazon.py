@@ -7,7 +7,7 @@ Expect 1.12 bits per byte on the test bytes and 91.8 % on SST. One pass over 38.
 2.0e19 floating-point operations: the paper took a month on four GPUs of 2016; at 40 % of its bfloat16 rate one H100
 would take about 14 hours.
 
-What is ours: the norm of the gradient is clipped at 1 (`--clip 0` is the paper).
+What is ours: the norm of the gradient is clipped at 1 (`--clip-norm 0` is the paper).
 """
 
 from mlstm_jax.config import Config, ModelConfig
@@ -15,15 +15,15 @@ from mlstm_jax.config import Config, ModelConfig
 config = Config(
     model=ModelConfig(hidden=4096, embed=64),
     data="data/amazon",  # its own 1000 shards, validation and test count
-    lanes=128,
-    window=256,
+    batch_size=128,
+    seq_length=256,
     epochs=1.0,
     learning_rate=5e-4,
-    clip=1.0,
+    clip_norm=1.0,
     log_every=100,
     eval_every=5000,
     eval_bytes=4_000_000,
-    eval_lanes=128,
+    eval_batch_size=128,
     sample_every=10_000,
     save_every=2000,
 )

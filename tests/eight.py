@@ -17,18 +17,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlstm_jax.config import Config, MeshConfig, ModelConfig, to_dict
-from mlstm_jax.corpus.windows import scoring_windows
+from mlstm_jax.corpus.batches import scoring_batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
-HIDDEN, LANES, WINDOW = 48, 16, 12  # so that every matrix has a shape of its own, and lanes x units another one
+HIDDEN, BATCH, WINDOW = 48, 16, 12  # so that every matrix has a shape of its own, and lanes x units another one
 MESHES = [(1, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 
 
 def config_on(shape, groups=1):
     size = ModelConfig(hidden=HIDDEN, embed=8)
-    return Config(model=size, lanes=LANES, window=WINDOW, mesh=MeshConfig(*shape), lane_groups=groups)
+    return Config(model=size, batch_size=BATCH, seq_length=WINDOW, mesh=MeshConfig(*shape), grad_accumulation=groups)
 
 
 def mesh_on(shape):
@@ -46,7 +46,7 @@ def state_on(shape):
 
 
 def placed(rows, mesh):
-    own = sharding.own_lanes(mesh, len(rows))
+    own = sharding.own_rows(mesh, len(rows))
     return sharding.place(rows[own], own, mesh, len(rows))
 
 
@@ -54,12 +54,12 @@ def some_updates(shape, groups=1, precision="float32"):
     """The losses of 20 updates, the compiled program, and what it was asked to gather."""
     mesh = mesh_on(shape)
     places = (updates.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
-    step = partial(updates.train_step, clip=1.0, precision=precision, mesh=mesh, groups=groups)
+    step = partial(updates.train_step, clip_norm=1.0, precision=precision, mesh=mesh, groups=groups)
     step = jax.jit(step, out_shardings=places, donate_argnames="state")
     state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
     for number in range(20):
-        window = placed(draw.integers(97, 123, (LANES, WINDOW + 1)).astype(np.uint8), mesh)
-        given = (state, window, np.bool_(number % 7 == 0), np.float32(1e-2))
+        batch = placed(draw.integers(97, 123, (BATCH, WINDOW + 1)).astype(np.uint8), mesh)
+        given = (state, batch, np.bool_(number % 7 == 0), np.float32(1e-2))
         if not compiled:
             lowered = step.lower(*given)
             compiled = lowered.compile()
@@ -109,12 +109,12 @@ def drawn():
 def gradients():
     """By the parameter, how far the gradient on 2 x 2 x 2 devices is from the one on one, of its largest number."""
     draw = np.random.default_rng(1)
-    rows = draw.integers(97, 123, (LANES, WINDOW + 1)).astype(np.uint8)
-    lanes = tuple(draw.normal(size=(2, LANES, HIDDEN)).astype(np.float32) * 0.5)
+    rows = draw.integers(97, 123, (BATCH, WINDOW + 1)).astype(np.uint8)
+    carry = tuple(draw.normal(size=(2, BATCH, HIDDEN)).astype(np.float32) * 0.5)
     found = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         mesh, state = mesh_on(shape), state_on(shape)
-        here = jax.device_put(lanes, NamedSharding(mesh, P(sharding.LANES, "model")))
+        here = jax.device_put(carry, NamedSharding(mesh, P(sharding.BATCH, "model")))
         slopes = jax.jit(partial(updates.gradient, precision="float32", mesh=mesh))
         found.append(jax.device_get(slopes(state.params, placed(rows, mesh), here)[2]))
     one, many = found
@@ -129,7 +129,7 @@ def scores():
         mesh = mesh_on(shape)
         prepare = jax.jit(parameters.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
         weights = prepare(state_on(shape).params)
-        cuts = [scoring_windows(part, rows, 32) for rows in (16, 5)]
+        cuts = [scoring_batches(part, rows, 32) for rows in (16, 5)]
         found[named(shape)] = [validation.bits_per_byte(weights, cut, "float32", mesh) for cut in cuts]
     return found
 
@@ -142,7 +142,7 @@ def rows():
         mesh = mesh_on(shape)
         filled = np.asarray(sharding.spread_rows(given[:5], mesh))
         found[named(shape)] = {
-            "own": sharding.own_lanes(mesh, 16).tolist(),
+            "own": sharding.own_rows(mesh, 16).tolist(),
             "placed": np.asarray(placed(given, mesh)).tolist() == given.tolist(),
             "filled": filled[:5].tolist() == given[:5].tolist() and not filled[5:].any(),
             "length": len(filled),
@@ -164,7 +164,7 @@ def restored():
 
 def refused():
     """What is said of units that cannot be spread."""
-    config = Config(model=ModelConfig(hidden=36, embed=8), lanes=LANES, mesh=MeshConfig(1, 8, 1))
+    config = Config(model=ModelConfig(hidden=36, embed=8), batch_size=BATCH, mesh=MeshConfig(1, 8, 1))
     try:
         updates.shardings(config, sharding.make(config))
     except UserError as error:
@@ -174,7 +174,7 @@ def refused():
 def bad_loops():
     """Programs that do in their loop what training must not do there: gather a weight; sum a weight's gradient."""
     mesh = mesh_on((4, 2, 1))
-    weight, h = jnp.ones((HIDDEN, HIDDEN)), jnp.ones((LANES, HIDDEN))
+    weight, h = jnp.ones((HIDDEN, HIDDEN)), jnp.ones((BATCH, HIDDEN))
 
     def gathering(weight, h):
         def body(h, _):
@@ -195,7 +195,7 @@ def bad_loops():
         return jax.jit(here).lower(weight, h).compile().as_text()
 
     return {
-        "gathering": compiled(gathering, P("fsdp"), P(sharding.LANES), P(sharding.LANES)),
+        "gathering": compiled(gathering, P("fsdp"), P(sharding.BATCH), P(sharding.BATCH)),
         "summing": compiled(summing, P(), P("data"), P()),
     }
 

@@ -14,7 +14,7 @@ from mlstm_jax import run as run_folder
 
 ROOT = Path(__file__).parent.parent
 WORDS = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
-SHORT = "--lanes 8 --updates 12 --log-every 1 --eval-every 6 --sample-every 0 --save-every 4".split()
+SHORT = "--batch-size 8 --updates 12 --log-every 1 --eval-every 6 --sample-every 0 --save-every 4".split()
 
 
 def interrupting(stream, position, number):
@@ -90,7 +90,7 @@ def figures(run_dir, name):
 
 def assert_same_figures(run_dir, whole):
     """Two runs of any number of devices have the same losses and the same held-out figures."""
-    for name in ("bits_per_byte", "heldout_bits_per_byte", "test_bits_per_byte"):
+    for name in ("bits_per_byte", "validation_bits_per_byte", "test_bits_per_byte"):
         (updates, values), (known, expected) = figures(run_dir, name), figures(whole, name)
         assert updates == known and updates, name
         np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=name)

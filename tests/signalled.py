@@ -6,9 +6,9 @@ from pathlib import Path
 
 from launch import interrupting
 
-from mlstm_jax.corpus import windows
+from mlstm_jax.corpus import batches
 
-windows.stream = interrupting(windows.stream, *map(int, sys.argv[1:3]))
+batches.stream = interrupting(batches.stream, *map(int, sys.argv[1:3]))
 script = Path(__file__).parent.parent / "train.py"
 sys.argv = [str(script), *sys.argv[3:]]
 runpy.run_path(str(script), run_name="__main__")

@@ -12,7 +12,7 @@ from benchmarks import common, compiled, encode, plot, products, sample, start, 
 
 def test_train_step_tells_its_figures_and_they_are_drawn(capsys, tmp_path):
     figures, picture = tmp_path / "figures.jsonl", tmp_path / "picture.png"
-    train_step.main(hidden=(8,), lanes=2, window=4, rounds=1, peers=False, json=figures)
+    train_step.main(hidden=(8,), batch_size=2, seq_length=4, rounds=1, peers=False, json=figures)
     printed = capsys.readouterr().out
     assert "8 units, 2 lanes x 4 bytes" in printed and "│ ours" in printed
     rows = [json.loads(line) for line in figures.read_text().splitlines()]
@@ -28,7 +28,7 @@ def test_encode_tells_every_number_of_texts(capsys):
 
 
 def test_sample_tells_every_number_of_samples_and_compiles_nothing_twice(capsys):
-    sample.main(hidden=8, lanes=(1, 2), length=4, rounds=1)
+    sample.main(hidden=8, batch_size=(1, 2), length=4, rounds=1)
     printed = capsys.readouterr().out
     assert "8 units, 4 bytes a sample" in printed and "│ 1 " in printed and "│ 2 " in printed
     assert "another length, temperature, clamp, seed, limit: 0 times" in printed
@@ -41,7 +41,7 @@ def test_start_watches_a_run(capsys):
 
 
 def test_products_of_an_update_are_those_of_its_shapes(capsys):
-    products.main(hidden=8, lanes=2, window=4, rounds=1)
+    products.main(hidden=8, batch_size=2, seq_length=4, rounds=1)
     printed = capsys.readouterr().out
     assert "[2, 8] x [8, 32]" in printed and "[8, 8] x [8, 32]" in printed and "jax / fastest" in printed
 
@@ -59,20 +59,20 @@ warning: that is a weight's size at every byte
     ran = []
     answer = lambda command, **_: ran.append(command) or subprocess.CompletedProcess(command, 0, said, "")
     monkeypatch.setattr(subprocess, "run", answer)
-    row = compiled.planned("h200", "--lanes 128")
+    row = compiled.planned("h200", "--batch-size 128")
     assert row == {
         "hardware": "h200",
-        "settings": "--lanes 128",
+        "settings": "--batch-size 128",
         "GB": "2.15",
         "forward": "2 + 7",
         "backward": "2 + 1",
         "of a weight's size": "some",
         "s": 9,
     }
-    assert ran[0][-4:] == ["--plan", "h200", "--lanes", "128"]
+    assert ran[0][-4:] == ["--plan", "h200", "--batch-size", "128"]
     said = "it does not fit"
     with pytest.raises(SystemExit, match="it does not fit"):
-        compiled.planned("h200", "--lanes 128")
+        compiled.planned("h200", "--batch-size 128")
 
 
 def test_a_spread_has_the_median_and_both_ends():

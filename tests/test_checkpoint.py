@@ -21,7 +21,7 @@ import mlstm_jax
 from mlstm_jax import run as run_folder
 from mlstm_jax.cli import train
 from mlstm_jax.config import ModelConfig, to_dict
-from mlstm_jax.corpus import windows
+from mlstm_jax.corpus import batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.training import checkpoint, updates
@@ -67,7 +67,7 @@ def limit(kind, most):
 @contextmanager
 def full_disk(monkeypatch, position, after=None):
     """From this window on, once `after` is there, no file takes 20 kB, which a checkpoint needs. Yields its end."""
-    before, stream = resource.getrlimit(resource.RLIMIT_FSIZE), windows.stream
+    before, stream = resource.getrlimit(resource.RLIMIT_FSIZE), batches.stream
 
     def filling(*args):
         for place, item in enumerate(stream(*args), args[1]):
@@ -79,7 +79,7 @@ def full_disk(monkeypatch, position, after=None):
 
     lift = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with monkeypatch.context() as patch:
-        patch.setattr(windows, "stream", filling)
+        patch.setattr(batches, "stream", filling)
         patch.setattr(checkpoint, "PAUSES", (0, 0))
         try:
             yield lift
@@ -153,7 +153,7 @@ def test_a_folder_whose_name_is_a_pattern_is_refused_before_anything_is_made(rev
 
 
 def test_a_run_that_is_moved_while_it_trains_ends_with_one_line(reviews, tmp_path, monkeypatch):
-    stream = windows.stream
+    stream = batches.stream
 
     def moving(*args):
         for place, item in enumerate(stream(*args), args[1]):
@@ -163,22 +163,22 @@ def test_a_run_that_is_moved_while_it_trains_ends_with_one_line(reviews, tmp_pat
                 (tmp_path / "run").rename(tmp_path / "moved")
             yield item
 
-    monkeypatch.setattr(windows, "stream", moving)
+    monkeypatch.setattr(batches, "stream", moving)
     with pytest.raises(UserError, match="run is gone, removed or moved while it was trained"):
         train.main(arguments(reviews, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("part", ["params", "moments", "lanes"])
+@pytest.mark.parametrize("part", ["params", "moments", "carry"])
 def test_numbers_that_are_not_finite_are_never_saved(part, tmp_path):
-    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
+    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), batch_size=2)
     broken = jax.tree.map(lambda a: jnp.full_like(a, np.nan) if a.ndim else a, getattr(state, part))
     with checkpoint.Saver(tmp_path, keep=1) as saver, pytest.raises(UserError, match="update 0 has left .* not finite"):
         saver.save(state._replace(**{part: broken}), {"config": {}})
     assert run_folder.steps(tmp_path) == []
 
 
-renamed = lambda text: text.replace('"lanes"', '"lanet"')
+renamed = lambda text: text.replace('"batch_size"', '"batch_sizt"')
 
 
 @pytest.mark.parametrize("damage", [None, lambda text: "", lambda text: text[:-9], renamed, lambda text: "[" * 100_000])

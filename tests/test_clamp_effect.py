@@ -121,7 +121,7 @@ PARAMS = parameters.init(ModelConfig(hidden=8, embed=4), seed=1)
 
 def test_more_texts_than_lanes_keep_their_order():
     lm = LanguageModel(PARAMS, Path("nowhere"))
-    texts = [bytes([65 + i % 26]) * (1 + i % 9) for i in range(clamp_effect.LANES + 5)]
+    texts = [bytes([65 + i % 26]) * (1 + i % 9) for i in range(clamp_effect.BATCH + 5)]
     bits = clamp_effect.bits_per_byte(lm, b"\n ", texts)
     np.testing.assert_allclose(bits[::-1], clamp_effect.bits_per_byte(lm, b"\n ", texts[::-1]), rtol=1e-5)
     assert len(bits) == len(texts) and bits[0] != bits[-1]

@@ -89,9 +89,9 @@ def planned(*arguments):
     "arguments, gib, kernels",
     [
         ([], 4e9 / 2**30, {"forward": 7, "backward": 7}),
-        (["--lanes", "256", "--segment", "16"], 4e9 / 2**30, {"forward": 5, "backward": 7}),
-        (["--lanes", "256"], 5.5, {"forward": 7, "backward": 7}),
-        (["--recurrence", "pallas"], 4e9 / 2**30, {"forward": 1, "backward": 1}),
+        (["--batch-size", "256", "--remat-every", "16"], 4e9 / 2**30, {"forward": 5, "backward": 7}),
+        (["--batch-size", "256"], 5.5, {"forward": 7, "backward": 7}),
+        (["--kernels", "pallas"], 4e9 / 2**30, {"forward": 1, "backward": 1}),
     ],
 )
 def test_the_papers_update_is_lean_on_an_h200(arguments, gib, kernels):

@@ -114,11 +114,11 @@ def test_a_config_files_own_run_folder_is_kept(config_file):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (["config = Config(lanes=0)"], "line 2: lanes must be at least 1"),
-        (["", "config = Config(lanes=3"], "line 3: '(' was never closed"),
+        (["config = Config(batch_size=0)"], "line 2: batch_size must be at least 1"),
+        (["", "config = Config(batch_size=3"], "line 3: '(' was never closed"),
         (["import nothing_of_this_name"], "line 2: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         (["Config()"], "no object `config = Config(...)` in this file"),
-        (["config = dict(lanes=3)"], "no object `config = Config(...)` in this file"),
+        (["config = dict(batch_size=3)"], "no object `config = Config(...)` in this file"),
     ],
 )
 def test_what_is_wrong_in_a_config_file_is_said_in_one_line(config_file, lines, message):
@@ -132,7 +132,7 @@ def test_what_is_wrong_in_a_config_file_is_said_in_one_line(config_file, lines, 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ("lanes=64.0", "lanes must be int, not 64.0"),
+        ("batch_size=64.0", "batch_size must be int, not 64.0"),
         ("updates='900'", "updates must be int or None, not '900'"),
         ("learning_rate='5e-4'", "learning_rate must be float, not '5e-4'"),
         ("model=256", "model must be ModelConfig, not 256"),
@@ -146,7 +146,7 @@ def test_a_wrong_type_in_a_config_file_ends_with_status_2(train, config_file, fi
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ("lanse=3", "line 2: Config has no field 'lanse'; the nearest is 'lanes'"),
+        ("batch_sise=3", "line 2: Config has no field 'batch_sise'; the nearest is 'batch_size'"),
         ("model=ModelConfig(hiden=3)", "line 2: ModelConfig has no field 'hiden'; the nearest is 'hidden'"),
         ("hidden=3", "line 2: Config has no field 'hidden'; the nearest is"),
     ],
@@ -167,7 +167,7 @@ def test_a_missing_config_file_ends_with_status_2_and_names_those_there(train, c
 
 
 def test_whole_numbers_are_floats_too():
-    program = "from mlstm_jax.config import Config; Config(epochs=2, clip=0, learning_rate=1)"
+    program = "from mlstm_jax.config import Config; Config(epochs=2, clip_norm=0, learning_rate=1)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
@@ -204,15 +204,15 @@ def test_help_explains_every_field(help_text):
 
 
 def test_help_names_where_its_defaults_are_from(help_text, train, config_file):
-    assert "now: configs/quickstart.py" in help_text
-    path = config_file("config = Config(lanes=77)")
+    assert "now: quickstart" in help_text
+    path = config_file("config = Config(batch_size=77)")
     mine = train("--config", path, "--help").stdout
     assert f"now: {path}" in " ".join(mine.split()) and "(default: 77)" in mine
 
 
 @pytest.mark.parametrize(
     "args, nearest",
-    [(["--lanse", "3"], "--lanes"), (["--modle.hidden", "3"], "--model.hidden"), (["--sede=3"], "--seed")],
+    [(["--batch_sise", "3"], "--batch-size"), (["--modle.hidden", "3"], "--model.hidden"), (["--sede=3"], "--seed")],
 )
 def test_a_wrong_flag_ends_with_status_2_and_names_the_nearest(train, args, nearest):
     said = refused(train(*args))
@@ -226,25 +226,25 @@ def parse(*args, stored=None):
 @pytest.mark.parametrize(
     "args, message",
     [
-        ("--lanes 0", "lanes must be at least 1"),
+        ("--batch-size 0", "batch_size must be at least 1"),
         ("--shards -1", "shards must be at least 1"),
         ("--model.hidden 0", "model.hidden and model.embed must be at least 1"),
         ("--model.embed 0", "model.hidden and model.embed must be at least 1"),
         ("--model.gain 0", "model.gain must be a finite number above 0"),
-        ("--heldout 0.9", "heldout must lie between 0 and 0.5"),
-        ("--heldout 0", "heldout must lie between 0 and 0.5"),
-        ("--heldout nan", "heldout must lie between 0 and 0.5"),
+        ("--validation-fraction 0.9", "validation_fraction must lie between 0 and 0.5"),
+        ("--validation-fraction 0", "validation_fraction must lie between 0 and 0.5"),
+        ("--validation-fraction nan", "validation_fraction must lie between 0 and 0.5"),
         ("--epochs 0", "epochs must be a finite number above 0"),
         ("--epochs inf", "epochs must be a finite number above 0"),
         ("--updates 0", "updates must be at least 1"),
         ("--learning-rate nan", "learning_rate must be a finite number above 0"),
-        ("--clip -1", "clip must be 0 (off) or a finite number above 0"),
+        ("--clip-norm -1", "clip_norm must be 0 (off) or a finite number above 0"),
         ("--seed -1", "seed must lie between 0 and 2**32 - 1"),
         ("--seed 4294967296", "seed must lie between 0 and 2**32 - 1"),
         ("--keep 0", "keep must be at least 1"),
-        ("--eval-bytes 5 --eval-lanes 5", "eval_bytes must be above eval_lanes"),
+        ("--eval-bytes 5 --eval-batch-size 5", "eval_bytes must be above eval_batch_size"),
         ("--more-updates -1", "must be 0 or more"),
-        ("--lanes many", "invalid literal for int()"),
+        ("--batch-size many", "invalid literal for int()"),
         ("--precision half", "invalid choice 'half'"),
     ],
 )
@@ -257,9 +257,9 @@ def test_a_value_out_of_range_ends_with_status_2(capsys, monkeypatch, args, mess
 
 
 def test_a_value_out_of_range_ends_the_program_without_a_traceback(train):
-    assert "lanes must be at least 1" in refused(train("--lanes", "0"))
+    assert "batch_size must be at least 1" in refused(train("--batch-size", "0"))
     assert "model.hidden and model.embed must be at least 1" in refused(train("--model.hidden", "0"))
-    assert "heldout must lie between 0 and 0.5" in refused(train("--heldout", "0.9"))
+    assert "validation_fraction must lie between 0 and 0.5" in refused(train("--validation-fraction", "0.9"))
 
 
 def test_data_that_are_not_there_end_with_status_2_before_jax_is_imported(train):
@@ -268,25 +268,25 @@ def test_data_that_are_not_there_end_with_status_2_before_jax_is_imported(train)
 
 
 def test_a_flag_overrides_the_config_file(config_file):
-    path = config_file("config = Config(model=ModelConfig(hidden=8), lanes=7, window=9)")
+    path = config_file("config = Config(model=ModelConfig(hidden=8), batch_size=7, seq_length=9)")
     for named in (["--config", str(path)], [f"--config={path}"]):
-        config, old = parse(*named, "--lanes", "5", "--model.embed", "3")
-        assert (config.lanes, config.window, config.model) == (5, 9, ModelConfig(8, 3)) and old is None
+        config, old = parse(*named, "--batch-size", "5", "--model.embed", "3")
+        assert (config.batch_size, config.seq_length, config.model) == (5, 9, ModelConfig(8, 3)) and old is None
         assert config.run_dir == "runs/mine"
 
 
 def test_a_flag_and_its_value_may_be_joined():
-    config, _ = parse("--lanes=5", "--data=a=b.txt", "--run-dir=-x", "--model.gain=None")
-    assert (config.lanes, config.data, config.run_dir, config.model.gain) == (5, "a=b.txt", "-x", None)
+    config, _ = parse("--batch_size=5", "--data=a=b.txt", "--run-dir=-x", "--model.gain=None")
+    assert (config.batch_size, config.data, config.run_dir, config.model.gain) == (5, "a=b.txt", "-x", None)
 
 
 def test_a_stored_config_is_the_default_of_its_run_unless_a_file_is_named(config_file):
-    stored = Config(lanes=11, run_dir="where/it/was")
-    config, old = parse("--run-dir", "where/it/is", "--window", "5", stored=stored)
+    stored = Config(batch_size=11, run_dir="where/it/was")
+    config, old = parse("--run-dir", "where/it/is", "--seq-length", "5", stored=stored)
     assert old == stored
-    assert config == dataclasses.replace(stored, window=5, run_dir="where/it/is")
-    config, old = parse("--config", str(config_file("config = Config(lanes=7)")), stored=stored)
-    assert old == stored and config.lanes == 7
+    assert config == dataclasses.replace(stored, seq_length=5, run_dir="where/it/is")
+    config, old = parse("--config", str(config_file("config = Config(batch_size=7)")), stored=stored)
+    assert old == stored and config.batch_size == 7
 
 
 def test_the_run_folder_is_never_none():
@@ -305,8 +305,8 @@ some_configs = st.builds(
     mesh=meshes,
     data=st.text(),
     text_key=st.none() | st.text(),
-    lanes=positive,
-    heldout=st.floats(0.001, 0.499),
+    batch_size=positive,
+    validation_fraction=st.floats(0.001, 0.499),
     updates=st.none() | positive,
     learning_rate=st.floats(1e-30, 1e30),
     precision=st.sampled_from(["auto", "float32", "bfloat16"]),

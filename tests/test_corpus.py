@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged
+from mlstm_jax.corpus.batches import Batches, scoring_batches
 from mlstm_jax.corpus.build import build
-from mlstm_jax.corpus.windows import Windows, scoring_windows
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import encode, frame
 
@@ -45,85 +45,87 @@ def as_csv(rows):
 @st.composite
 def streams(draw):
     """Shards of random bytes that fill at least one window, and how they are cut."""
-    lanes, window = draw(st.integers(1, 6)), draw(st.integers(1, 9))
-    sizes = draw(st.lists(st.integers(lanes * window + 1, 6 * lanes * window), min_size=1, max_size=4))
+    batch_size, seq_length = draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    sizes = draw(
+        st.lists(st.integers(batch_size * seq_length + 1, 6 * batch_size * seq_length), min_size=1, max_size=4)
+    )
     seed = draw(st.integers(0, 2**32 - 1))
-    return [np.random.default_rng([seed, n]).integers(0, 256, n, np.uint8) for n in sizes], lanes, window
+    return [np.random.default_rng([seed, n]).integers(0, 256, n, np.uint8) for n in sizes], batch_size, seq_length
 
 
 @unhurried
 @given(streams())
 def test_the_windows_of_a_lane_are_the_contiguous_bytes_of_its_shard(stream):
-    shards, lanes, window = stream
-    windows, position = Windows(*stream), 0
-    for shard, count in zip(shards, windows.counts.tolist(), strict=True):
-        cut = [windows.at(position + i)[0] for i in range(count)]
-        for lane in range(lanes):
-            start, end = lane * count * window, (lane + 1) * count * window
-            inputs = np.concatenate([w[lane, :-1] for w in cut])
-            targets = np.concatenate([w[lane, 1:] for w in cut])
+    shards, batch_size, seq_length = stream
+    batches, position = Batches(*stream), 0
+    for shard, count in zip(shards, batches.counts.tolist(), strict=True):
+        cut = [batches.at(position + i)[0] for i in range(count)]
+        for row in range(batch_size):
+            start, end = row * count * seq_length, (row + 1) * count * seq_length
+            inputs = np.concatenate([w[row, :-1] for w in cut])
+            targets = np.concatenate([w[row, 1:] for w in cut])
             assert (inputs == shard[start:end]).all()
             assert (targets == shard[start + 1 : end + 1]).all()  # the last one, too, is the real next byte
         position += count
-    assert position == len(windows)
+    assert position == len(batches)
 
 
 @unhurried
 @given(streams())
 def test_every_byte_is_read_once_or_counted_as_unused(stream):
-    shards, lanes, window = stream
-    windows = Windows(*stream)
-    read = sum(windows.at(p)[0][:, :-1].size for p in range(len(windows)))
-    assert read + windows.unused == sum(map(len, shards))
-    for count, shard in zip(windows.counts, shards, strict=True):
-        rest = len(shard) - count * lanes * window
-        assert 1 <= rest <= lanes * window  # one more window would not fit, its last target included
+    shards, batch_size, seq_length = stream
+    batches = Batches(*stream)
+    read = sum(batches.at(p)[0][:, :-1].size for p in range(len(batches)))
+    assert read + batches.unused == sum(map(len, shards))
+    for count, shard in zip(batches.counts, shards, strict=True):
+        rest = len(shard) - count * batch_size * seq_length
+        assert 1 <= rest <= batch_size * seq_length  # one more window would not fit, its last target included
 
 
 @unhurried
 @given(streams(), st.integers(0, 10**12))
 def test_a_window_depends_on_its_position_alone_and_comes_back_every_pass(stream, position):
-    windows, again = Windows(*stream), Windows(*stream)
+    batches, again = Batches(*stream), Batches(*stream)
     again.at(position + 1)
-    for other in (again.at(position), windows.at(position + len(windows)), windows.at(position % len(windows))):
-        assert (windows.at(position)[0] == other[0]).all() and windows.at(position)[1] == other[1]
+    for other in (again.at(position), batches.at(position + len(batches)), batches.at(position % len(batches))):
+        assert (batches.at(position)[0] == other[0]).all() and batches.at(position)[1] == other[1]
 
 
 @unhurried
 @given(streams())
 def test_a_state_is_fresh_exactly_where_a_shard_begins(stream):
-    shards, lanes, window = stream
-    windows = Windows(*stream)
-    starts = {int(sum(windows.counts[:i])) for i in range(len(shards))}
-    assert {p for p in range(2 * len(windows)) if windows.at(p)[1]} == starts | {s + len(windows) for s in starts}
+    shards, batch_size, seq_length = stream
+    batches = Batches(*stream)
+    starts = {int(sum(batches.counts[:i])) for i in range(len(shards))}
+    assert {p for p in range(2 * len(batches)) if batches.at(p)[1]} == starts | {s + len(batches) for s in starts}
 
 
 @unhurried
 @given(streams())
 def test_a_mapped_file_gives_the_same_windows(folder, stream):
-    shards, lanes, window = stream
+    shards, batch_size, seq_length = stream
     mapped = []
     for number, shard in enumerate(shards):
         shard.tofile(folder / f"{number}.bin")
         mapped.append(np.memmap(folder / f"{number}.bin", np.uint8, "r"))
-    windows, expected = Windows(mapped, lanes, window), Windows(*stream)
+    batches, expected = Batches(mapped, batch_size, seq_length), Batches(*stream)
     for p in range(len(expected)):
-        assert (windows.at(p)[0] == expected.at(p)[0]).all()
-    (scored, _), (wanted, _) = next(scoring_windows(mapped[0], 2, 3)), next(scoring_windows(shards[0], 2, 3))
+        assert (batches.at(p)[0] == expected.at(p)[0]).all()
+    (scored, _), (wanted, _) = next(scoring_batches(mapped[0], 2, 3)), next(scoring_batches(shards[0], 2, 3))
     assert (scored == wanted).all()
 
 
 def test_windows_are_bytes():
-    window, fresh = Windows([np.arange(9, dtype=np.uint8)], 2, 2).at(0)
-    assert window.dtype == np.uint8 and fresh is True
-    assert window.tolist() == [[0, 1, 2], [4, 5, 6]]
+    batch, fresh = Batches([np.arange(9, dtype=np.uint8)], 2, 2).at(0)
+    assert batch.dtype == np.uint8 and fresh is True
+    assert batch.tolist() == [[0, 1, 2], [4, 5, 6]]
 
 
 def test_too_few_bytes_for_one_window_are_refused_with_the_numbers():
     enough, short = np.zeros(8 * 128 + 1, np.uint8), np.zeros(8 * 128, np.uint8)
-    assert len(Windows([enough], 8, 128)) == 1
+    assert len(Batches([enough], 8, 128)) == 1
     with pytest.raises(UserError, match=r"shard 2 of 2 has 1,024 bytes, but 8 lanes x 128 bytes \+ 1 = 1,025 are"):
-        Windows([enough, short], 8, 128)
+        Batches([enough, short], 8, 128)
 
 
 @unhurried
@@ -131,25 +133,25 @@ def test_too_few_bytes_for_one_window_are_refused_with_the_numbers():
 @example(2, 300, 1)
 @example(1, 1, 1)
 @example(0, 1, 5)
-def test_scoring_takes_every_byte_but_the_first_as_a_target_once(size, lanes, window):
+def test_scoring_takes_every_byte_but_the_first_as_a_target_once(size, batch_size, seq_length):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
-    inputs, targets = [[] for _ in range(lanes)], [[] for _ in range(lanes)]
-    for cut, inside in scoring_windows(data, lanes, window):
-        assert cut.shape == (lanes, window + 1) and inside.shape == (lanes, window)
-        for lane in range(lanes):
-            inputs[lane] += cut[lane, :-1][inside[lane]].tolist()
-            targets[lane] += cut[lane, 1:][inside[lane]].tolist()
+    inputs, targets = [[] for _ in range(batch_size)], [[] for _ in range(batch_size)]
+    for cut, inside in scoring_batches(data, batch_size, seq_length):
+        assert cut.shape == (batch_size, seq_length + 1) and inside.shape == (batch_size, seq_length)
+        for row in range(batch_size):
+            inputs[row] += cut[row, :-1][inside[row]].tolist()
+            targets[row] += cut[row, 1:][inside[row]].tolist()
     assert sum(targets, []) == data[1:].tolist()
     assert sum(inputs, []) == data[:-1].tolist()
 
 
 @unhurried
 @given(st.integers(2, 300), st.integers(1, 12), st.integers(1, 40))
-def test_a_scored_lane_is_read_without_a_gap(size, lanes, window):
+def test_a_scored_lane_is_read_without_a_gap(size, batch_size, seq_length):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     before = None
-    for cut, inside in scoring_windows(data, lanes, window):
-        assert all((np.diff(lane.astype(int)) <= 0).all() for lane in inside)  # the mask only ever ends
+    for cut, inside in scoring_batches(data, batch_size, seq_length):
+        assert all((np.diff(row.astype(int)) <= 0).all() for row in inside)  # the mask only ever ends
         if before is not None:
             last, counted = before
             goes_on = inside[:, 0]
@@ -176,10 +178,10 @@ three = ["x one", "x two", "x three"]  # at least so many different texts are as
 
 
 @unhurried
-@given(texts=st.lists(words, max_size=40), heldout=st.floats(0.01, 0.49))
-def test_reviews_in_are_reviews_out_and_empty_ones(folder, texts, heldout):
+@given(texts=st.lists(words, max_size=40), validation_fraction=st.floats(0.01, 0.49))
+def test_reviews_in_are_reviews_out_and_empty_ones(folder, texts, validation_fraction):
     texts = texts + three
-    corpus = corpus_of(folder / "c.jsonl", texts, heldout=heldout)
+    corpus = corpus_of(folder / "c.jsonl", texts, validation_fraction=validation_fraction)
     out = sum((reviews_in(part) for part in (*corpus.train, corpus.validation, corpus.test)), [])
     kept = [text for text in texts if text]
     assert sorted(out) == sorted(map(frame, kept))
@@ -188,9 +190,9 @@ def test_reviews_in_are_reviews_out_and_empty_ones(folder, texts, heldout):
 
 
 @unhurried
-@given(texts=st.lists(words, max_size=40), heldout=st.floats(0.01, 0.49), seed=st.integers(0, 9))
-def test_a_held_out_text_is_never_trained_on_and_never_in_both_parts(folder, texts, heldout, seed):
-    corpus = corpus_of(folder / "d.jsonl", texts + three, heldout=heldout, seed=seed)
+@given(texts=st.lists(words, max_size=40), validation_fraction=st.floats(0.01, 0.49), seed=st.integers(0, 9))
+def test_a_held_out_text_is_never_trained_on_and_never_in_both_parts(folder, texts, validation_fraction, seed):
+    corpus = corpus_of(folder / "d.jsonl", texts + three, validation_fraction=validation_fraction, seed=seed)
     train, dev, test = (set(reviews_in(p)) for p in (corpus.train[0], corpus.validation, corpus.test))
     assert train and dev and test
     assert not train & dev and not train & test and not dev & test
@@ -204,15 +206,17 @@ def test_texts_that_differ_only_outside_their_frame_are_the_same_text(tmp_path):
 
 def test_the_split_does_not_depend_on_the_seed_or_on_the_order(tmp_path):
     texts = [f"text {i}" for i in range(50)]
-    one = corpus_of(tmp_path / "a.jsonl", texts, heldout=0.1, seed=0)
-    two = corpus_of(tmp_path / "a.jsonl", texts[::-1], heldout=0.1, seed=1)
+    one = corpus_of(tmp_path / "a.jsonl", texts, validation_fraction=0.1, seed=0)
+    two = corpus_of(tmp_path / "a.jsonl", texts[::-1], validation_fraction=0.1, seed=1)
     for a, b in [(one.validation, two.validation), (one.test, two.test), (one.train[0], two.train[0])]:
         assert sorted(reviews_in(a)) == sorted(reviews_in(b))
 
 
 def test_the_held_out_parts_have_the_size_that_was_asked_for(tmp_path):
-    for heldout, expected in [(0.1, 20), (0.02, 4), (0.001, 1), (0.49, 98)]:
-        corpus = corpus_of(tmp_path / "a.jsonl", [f"text {i}" for i in range(200)], heldout=heldout)
+    for validation_fraction, expected in [(0.1, 20), (0.02, 4), (0.001, 1), (0.49, 98)]:
+        corpus = corpus_of(
+            tmp_path / "a.jsonl", [f"text {i}" for i in range(200)], validation_fraction=validation_fraction
+        )
         assert len(reviews_in(corpus.validation)) == len(reviews_in(corpus.test)) == expected
         assert f"{expected} for validation, {expected} for the test" in corpus.summary
 
@@ -241,13 +245,15 @@ def test_the_digest_changes_with_any_byte_the_order_the_seed_and_the_shards(tmp_
     variants = [texts, texts[::-1], [*texts[:-1], texts[0]], [texts[1], texts[0], *texts[2:]]]
     variants += [[*texts[:i], texts[i] + "!", *texts[i + 1 :]] for i in range(30)]
     digests = [digest(v) for v in variants] + [digest(texts, seed=1), digest(texts, shards=2)]
-    digests += [digest(texts, heldout=0.2)]
+    digests += [digest(texts, validation_fraction=0.2)]
     assert len(set(digests)) == len(digests)
     assert digest(texts) == digests[0] and len(digests[0]) == 64
 
 
 def test_every_part_is_framed_reviews_and_nothing_else(tmp_path):
-    corpus = corpus_of(tmp_path / "a.jsonl", ["a &amp; b", "two\nlines", "caf\u00e9", "\udcff"], heldout=0.1)
+    corpus = corpus_of(
+        tmp_path / "a.jsonl", ["a &amp; b", "two\nlines", "caf\u00e9", "\udcff"], validation_fraction=0.1
+    )
     framed = {b"\n a & b ", b"\n two lines ", b"\n caf\xc3\xa9 ", b"\n \xff "}
     parts = [*corpus.train, corpus.validation, corpus.test]
     assert all(part.dtype == np.uint8 for part in parts)

@@ -30,7 +30,7 @@ class Model:
 
     def __init__(self, path, hidden=16, silent=False):
         self.path, self.hidden, self.silent = path, hidden, silent
-        self.digest, self.update, self.is_run, self.bits_per_byte_heldout = "d1", 40, True, 2.5
+        self.digest, self.update, self.is_run, self.validation_bits_per_byte = "d1", 40, True, 2.5
         self.precision, self.record_dir = "float32", path / "units"
         self.work_dir = path
         self.encoded = 0
@@ -135,7 +135,7 @@ def test_a_flipped_byte_of_kept_features_is_noticed(run):
 
 
 def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
-    run.silent, run.hidden, run.update, run.bits_per_byte_heldout = True, 1, None, None
+    run.silent, run.hidden, run.update, run.validation_bits_per_byte = True, 1, None, None
     evaluate.main(run.path, data=sst)
     shown = capsys.readouterr().out
     assert "0 of 1" in shown and "best alone" in shown and "held-out" not in shown
@@ -340,7 +340,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
         "--model.embed",
         "8",
     ]
-    arguments += ["--lanes", "4", "--window", "16", "--updates", "12", "--save-every", "4", "--keep", "9"]
+    arguments += ["--batch-size", "4", "--seq-length", "16", "--updates", "12", "--save-every", "4", "--keep", "9"]
     arguments += ["--eval-every", "8"]
     assert train.main(arguments) == 0
     capsys.readouterr()
@@ -350,7 +350,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     (_, *rows) = found["tables"]["The unit over training"]
     assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
     assert all(0 <= accuracy(row[2]) <= 1 for row in rows)
-    assert float(rows[-1][1]) == pytest.approx(found["bits_per_byte_heldout"], abs=1e-4)
+    assert float(rows[-1][1]) == pytest.approx(found["validation_bits_per_byte"], abs=1e-4)
     assert rows[0][1] == "" and float(rows[1][1]) != float(rows[2][1]), "update 4 was not scored"
 
     # A run that is training meanwhile gives up its older checkpoints.

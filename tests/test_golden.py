@@ -38,20 +38,20 @@ def test_next_byte_distributions_agree_with_the_reproduction(golden, unit, value
 
 
 def test_training_losses_agree_with_the_reproduction(golden):
-    lanes, window, rate = 8, 32, 5e-4
+    batch_size, seq_length, rate = 8, 32, 5e-4
     shard = np.frombuffer((golden / "train" / "input.txt").read_bytes(), np.uint8)
-    shard = shard[: len(shard) // (lanes * window) * lanes * window]
+    shard = shard[: len(shard) // (batch_size * seq_length) * batch_size * seq_length]
     targets = np.roll(shard, -1)  # that program takes the shard's first byte as the last target
-    inputs, targets = shard.reshape(lanes, -1), targets.reshape(lanes, -1)
-    steps = int(38.8e9 / (window * lanes))
+    inputs, targets = shard.reshape(batch_size, -1), targets.reshape(batch_size, -1)
+    steps = int(38.8e9 / (seq_length * batch_size))
 
-    state = updates.init_state(formats.read(golden / "seed" / "model.npy"), lanes)
+    state = updates.init_state(formats.read(golden / "seed" / "model.npy"), batch_size)
     step = jax.jit(
-        lambda state, window, rate: updates.train_step(state, window, False, rate, clip=0.0, precision="float32")
+        lambda state, batch, rate: updates.train_step(state, batch, False, rate, clip_norm=0.0, precision="float32")
     )
     losses = []
     for k in range(40):
-        columns = slice(k * window, (k + 1) * window)
+        columns = slice(k * seq_length, (k + 1) * seq_length)
         batch = np.concatenate([inputs[:, columns], targets[:, columns][:, -1:]], axis=1)
         assert (batch[:, 1:] == targets[:, columns]).all()
         state, metrics = step(state, batch, np.float32(updates.learning_rate(rate, k, 0, steps)))

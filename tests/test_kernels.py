@@ -25,18 +25,18 @@ def weights():
     return parameters.prepare(parameters.init(ModelConfig(hidden=HIDDEN, embed=8), seed=0))
 
 
-def gradient(weights, lanes, time, precision, loops):
+def gradient(weights, batch_size, time, precision, loops):
     """A number that depends on all that a window gives, and its gradients by the weights and the state before it."""
     draw = np.random.default_rng(time)
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
-    data = jnp.asarray(draw.integers(256, size=(lanes, time)), jnp.uint8)
-    of_hs, of_c, of_h = normal(time, lanes, HIDDEN), normal(lanes, HIDDEN), normal(lanes, HIDDEN)
+    data = jnp.asarray(draw.integers(256, size=(batch_size, time)), jnp.uint8)
+    of_hs, of_c, of_h = normal(time, batch_size, HIDDEN), normal(batch_size, HIDDEN), normal(batch_size, HIDDEN)
 
     def number(weights, state):
         hs, (c, h) = unroll(weights, data, state, precision, loops=loops)
         return (hs * of_hs).sum() + (c * of_c).sum() + (h * of_h).sum()
 
-    state = normal(lanes, HIDDEN) / 3, normal(lanes, HIDDEN) / 3
+    state = normal(batch_size, HIDDEN) / 3, normal(batch_size, HIDDEN) / 3
     return jax.jit(jax.value_and_grad(number, argnums=(0, 1)))(weights, state)
 
 
@@ -47,9 +47,9 @@ def furthest(found, expected):
 
 
 @KERNELS
-@pytest.mark.parametrize("lanes, time", [(16, 1), (48, 5), (256, 2)])
-def test_results_and_gradients_are_those_of_the_plain_loops(weights, loops, lanes, time):
-    found, expected = (gradient(weights, lanes, time, "float32", which) for which in (loops, None))
+@pytest.mark.parametrize("batch_size, time", [(16, 1), (48, 5), (256, 2)])
+def test_results_and_gradients_are_those_of_the_plain_loops(weights, loops, batch_size, time):
+    found, expected = (gradient(weights, batch_size, time, "float32", which) for which in (loops, None))
     assert furthest(found, expected) < 1e-5
 
 
@@ -62,14 +62,16 @@ def test_in_bfloat16_they_round_where_the_plain_loops_round(weights, loops):
 
 @KERNELS
 def test_an_update_is_that_of_the_plain_loops(monkeypatch, loops):
-    config = Config(model=ModelConfig(hidden=HIDDEN, embed=8), lanes=32, window=3, lane_groups=2, recurrence="pallas")
-    window = np.random.default_rng(0).integers(256, size=(32, 4), dtype=np.uint8)
+    config = Config(
+        model=ModelConfig(hidden=HIDDEN, embed=8), batch_size=32, seq_length=3, grad_accumulation=2, kernels="pallas"
+    )
+    batch = np.random.default_rng(0).integers(256, size=(32, 4), dtype=np.uint8)
     mesh = sharding.one_device()
-    update = lambda config: updates.jitted(config, "float32", mesh)(updates.new_state(config), window, True, 1e-3)
-    expected = update(replace(config, recurrence="plain"))
+    update = lambda config: updates.jitted(config, "float32", mesh)(updates.new_state(config), batch, True, 1e-3)
+    expected = update(replace(config, kernels="xla"))
     monkeypatch.setattr(kernels, "choose", lambda config, *_: (loops, None))
     found = update(config)
-    assert furthest(found[0].lanes, expected[0].lanes) < 1e-5
+    assert furthest(found[0].carry, expected[0].carry) < 1e-5
     assert furthest(found[1], expected[1]) < 1e-5
 
 
@@ -93,14 +95,14 @@ def test_sizes_that_the_kernels_cannot_do_have_a_reason(reason, says):
 def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(tmp_path, capsys):
     mesh = sharding.one_device()
     assert kernels.choose(Config(), mesh, "float32") == (None, None)
-    assert kernels.choose(Config(recurrence="pallas", segment=64), mesh, "float32")[1].endswith("computes again")
+    assert kernels.choose(Config(kernels="pallas", remat_every=64), mesh, "float32")[1].endswith("computes again")
     data = tmp_path / "reviews.txt"
     data.write_text("".join(f"A film of {n} minutes, with a good end.\n" for n in range(50)))
-    settings = "--model.hidden 8 --lanes 2 --window 8 --updates 2 --eval-bytes 100 --sample-every 0".split()
+    settings = "--model.hidden 8 --batch-size 2 --seq-length 8 --updates 2 --eval-bytes 100 --sample-every 0".split()
     bits = []
-    for name in ("plain", "pallas"):
+    for name in ("xla", "pallas"):
         run = tmp_path / name
-        assert train.main(["--data", str(data), "--run-dir", str(run), "--recurrence", name, *settings]) == 0
+        assert train.main(["--data", str(data), "--run-dir", str(run), "--kernels", name, *settings]) == 0
         bits.append([row.get("bits_per_byte") for row in run_folder.read_metrics(run)])
         assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
             name == "pallas"

@@ -55,7 +55,7 @@ def test_weights_are_opened_in_the_precision_asked_for(lm, tmp_path):
 
 
 def test_more_texts_than_lanes(lm):
-    texts = [f"text {n} " * (n % 7 + 1) for n in range(2 * encode.LANES + 3)]
+    texts = [f"text {n} " * (n % 7 + 1) for n in range(2 * encode.BATCH + 3)]
     features = lm.encode(texts)
     for n in (0, 64, 130):
         np.testing.assert_allclose(lm.encode([texts[n]])[0], features[n], **CLOSE)

@@ -7,7 +7,7 @@ import pytest
 from mlstm_jax import run as run_folder
 from mlstm_jax.training import log
 
-VALUES = {"bits_per_byte": 2.5, "gradient_norm": 0.125, "skipped": 0, "heldout_bits_per_byte": float("nan")}
+VALUES = {"bits_per_byte": 2.5, "gradient_norm": 0.125, "skipped": 0, "validation_bits_per_byte": float("nan")}
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path):
 def test_metrics_come_back(run, capsys):
     capsys.readouterr()
     rows = run_folder.read_metrics(run)
-    assert rows == [{"update": update, **VALUES, "heldout_bits_per_byte": None} for update in range(1, 10)]
+    assert rows == [{"update": update, **VALUES, "validation_bits_per_byte": None} for update in range(1, 10)]
     assert capsys.readouterr() == ("", "")
 
 

@@ -30,12 +30,12 @@ def state(run):
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(restored)}
     return [checkpoint.digest(restored), mlstm_jax.load(run).digest, sorted(kinds)]
 
-config = ["--config", sys.argv[1], "--data", "reviews.csv", "--heldout", "0.2", "--sample-every", "0"]
+config = ["--config", sys.argv[1], "--data", "reviews.csv", "--validation-fraction", "0.2", "--sample-every", "0"]
 found = {"of others": state("healthy")}
 printed(train.main, ["--run-dir", "healthy", "--more-updates", "3"])
 printed(train.main, [*config, "--run-dir", "new", "--updates", "7"])
 printed(train.main, ["--run-dir", "new", "--more-updates", "3"])
-narrow = ["--precision", "bfloat16", "--lane-groups", "2", "--segment", "8", "--updates", "3"]
+narrow = ["--precision", "bfloat16", "--grad-accumulation", "2", "--remat-every", "8", "--updates", "3"]
 printed(train.main, [*config, *narrow, "--run-dir", "narrow"])
 for run in ("healthy", "new", "narrow"):
     found[run] = state(run)
@@ -71,7 +71,7 @@ def start(tmp_path_factory):
     rows = [f"I think that number {i} is {rng.choice(words[i % 2])}.,{i % 2}" for i in range(80)]
     (folder / "reviews.csv").write_text("\n".join(["text,label", *rows, ""]))
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "tiny.py")]
-    command += "--data reviews.csv --heldout 0.2 --updates 4 --sample-every 0 --run-dir healthy".split()
+    command += "--data reviews.csv --validation-fraction 0.2 --updates 4 --sample-every 0 --run-dir healthy".split()
     subprocess.run(command, cwd=folder, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return folder
 

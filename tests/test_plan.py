@@ -20,7 +20,7 @@ from mlstm_jax.planning import hlo, plan
 from mlstm_jax.training import sharding
 
 ROOT = Path(__file__).parent.parent
-PAPER = Config(model=ModelConfig(hidden=4096, embed=64), lanes=128, window=256)
+PAPER = Config(model=ModelConfig(hidden=4096, embed=64), batch_size=128, seq_length=256)
 ONE = {"data": 1, "fsdp": 1, "model": 1}
 
 HLO = """
@@ -76,7 +76,7 @@ def test_the_papers_epoch_costs_what_it_should():
 
 def test_below_the_ridge_the_time_loop_takes_the_time_of_reading_its_matrices():
     chip = hardware.CHIPS["h200"]
-    time = lambda lanes: plan.estimate(replace(PAPER, lanes=lanes), chip, ONE, "bfloat16")["time loop"]
+    time = lambda batch_size: plan.estimate(replace(PAPER, batch_size=batch_size), chip, ONE, "bfloat16")["time loop"]
     reading = 2 * 256 * 5 * 4096**2 * 2 / (plan.OF_BANDWIDTH * chip.bandwidth)
     assert time(16) == time(64) == pytest.approx(reading)
     assert time(1024) == pytest.approx(2 * time(512)) and time(512) > 2 * reading
@@ -84,7 +84,7 @@ def test_below_the_ridge_the_time_loop_takes_the_time_of_reading_its_matrices():
 
 def test_devices_share_the_work_and_pay_for_talking():
     chip = hardware.CHIPS["v5e"]
-    many = replace(PAPER, lanes=2048)
+    many = replace(PAPER, batch_size=2048)
     alone = plan.estimate(many, chip, ONE, "bfloat16")
     eight = plan.estimate(many, chip, ONE | {"data": 8}, "bfloat16")
     assert eight["time loop"] == pytest.approx(alone["time loop"] / 8) and alone["summing gradients"] == 0
@@ -162,7 +162,7 @@ def planned(*args):
 
 @needs_libtpu
 def test_a_plan_for_chips_that_are_not_there():
-    done = planned("--config", "configs/tiny.py", "--plan", "v5e:2x2", "--lanes", "8", "--mesh.model", "2")
+    done = planned("--config", "configs/tiny.py", "--plan", "v5e:2x2", "--batch-size", "8", "--mesh.model", "2")
     assert done.returncode == 0, done.stderr
     assert "4 x TPU v5 lite (data 2, fsdp 1, model 2): 16 units" in done.stdout
     assert "collectives in the time loop: 2 x all-reduce f32[4,16]" in done.stdout
@@ -194,10 +194,10 @@ def test_in_the_papers_update_no_weight_moves_inside_the_time_loop(arguments, in
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["v5e:1x1", "--lanes", "128"], ["v5e:2x4", "--lanes", "1024"]])
+@pytest.mark.parametrize("arguments", [["v5e:1x1", "--batch-size", "128"], ["v5e:2x4", "--batch-size", "1024"]])
 def test_both_matrices_of_2048_units_stay_in_a_chips_vmem(arguments):
     done = planned(
-        "--config", "configs/amazon.py", "--model.hidden", "2048", "--recurrence", "pallas", "--plan", *arguments
+        "--config", "configs/amazon.py", "--model.hidden", "2048", "--kernels", "pallas", "--plan", *arguments
     )
     assert done.returncode == 0, done.stderr
     assert "time loops: kernels of our own" in done.stdout and "it fits" in done.stdout

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
 VALUES = (LABELS + RNG.normal(size=300)).astype(np.float32)
 METRICS = [{"update": u, "bits_per_byte": 8 / u**0.2} for u in range(1, 200)]
-METRICS += [{"update": u, "heldout_bits_per_byte": 8.1 / u**0.2} for u in range(50, 200, 50)]
+METRICS += [{"update": u, "validation_bits_per_byte": 8.1 / u**0.2} for u in range(50, 200, 50)]
 ROWS = [(10, 0.6, 0.05), (100, 0.7, 0.03), (1000, 0.8, 0.01)]
 KS = np.arange(-3, 4)
 BAND = (KS / 10, KS / 10 - 0.05, KS / 10 + 0.05)

@@ -95,29 +95,29 @@ def loss_through(unroll, params, data, state):
     return -(jax.nn.log_softmax(logits) * targets).mean() * 256 + (c**2).mean() + jnp.sin(h).mean()
 
 
-def in_segments(segment, precision=None):
-    return partial(unroll, precision=precision, segment=segment)
+def with_remat(remat_every, precision=None):
+    return partial(unroll, precision=precision, remat_every=remat_every)
 
 
-@pytest.mark.parametrize("segment", [0, 1, 4, 16])
-def test_hand_written_gradient_equals_autodiff(params, data, segment):
+@pytest.mark.parametrize("remat_every", [0, 1, 4, 16])
+def test_hand_written_gradient_equals_autodiff(params, data, remat_every):
     gradients = [
         jax.jit(jax.grad(partial(loss_through, unroll), argnums=(0, 2)))(params, data[:, :17], some_state(3))
-        for unroll in (in_segments(segment), unroll_by_autodiff)
+        for unroll in (with_remat(remat_every), unroll_by_autodiff)
     ]
     for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert np.linalg.norm(theirs) > 0
         assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
 
 
-@pytest.mark.parametrize("segment", [0, 4])
-def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment):
+@pytest.mark.parametrize("remat_every", [0, 4])
+def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, remat_every):
     """As along a mesh's axis, here one of vmap's."""
     weights, data, (c, h) = parameters.prepare(params), data[:, :16], some_state(3)
 
     def loss(wmh, wh, x, mx, state, axis=None):
         own = cell.Weights(x, mx, wmh, wh, weights.out, weights.out_b)
-        hidden, (c, h) = unroll(own, data, state, axis=axis, segment=segment)
+        hidden, (c, h) = unroll(own, data, state, axis=axis, remat_every=remat_every)
         return jnp.sin(3 * hidden).sum() + (c**2).sum() + (h**3).sum()
 
     gradient = lambda axis: jax.jit(jax.grad(partial(loss, axis=axis), argnums=(0, 1, 2, 3, 4)))
@@ -137,20 +137,20 @@ def test_units_in_two_parts_have_the_gradient_of_the_whole(params, data, segment
         assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
 
 
-@pytest.mark.parametrize("segment", [0, 4])
-def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, segment):
+@pytest.mark.parametrize("remat_every", [0, 4])
+def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, remat_every):
     """One or two roundings to 8 bits a step; what is added up, in the tables and matrices, is added in float32."""
     exact, narrow = (
         jax.jit(jax.grad(partial(loss_through, unroll), argnums=(0, 2)))(params, data[:, :17], some_state(3))
-        for unroll in (in_segments(0), in_segments(segment, "bfloat16"))
+        for unroll in (with_remat(0), with_remat(remat_every, "bfloat16"))
     )
     for theirs, ours in zip(*map(jax.tree.leaves, (exact, narrow)), strict=True):
         assert ours.dtype == jnp.float32
         assert 0 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-2
 
 
-@pytest.mark.parametrize("segment", [0, 4])
-def test_hand_written_gradient_equals_finite_differences_in_float64(params, data, segment):
+@pytest.mark.parametrize("remat_every", [0, 4])
+def test_hand_written_gradient_equals_finite_differences_in_float64(params, data, remat_every):
     with jax.enable_x64(True):
         weights, state = jax.tree.map(lambda a: a.astype(jnp.float64), (parameters.prepare(params), some_state(3)))
         data = data[:, :8]
@@ -158,7 +158,7 @@ def test_hand_written_gradient_equals_finite_differences_in_float64(params, data
         @jax.jit
         def loss(tree):
             weights, state = tree
-            hidden, (c, h) = unroll(weights, data, state, segment=segment)
+            hidden, (c, h) = unroll(weights, data, state, remat_every=remat_every)
             return jnp.sin(3 * hidden).mean() + (c**2).mean() + (h**3).mean()
 
         tree = (weights, state)
@@ -191,9 +191,7 @@ def time_loops(unroll, params, data):
     return [scan for scan in loops(jaxpr.jaxpr) if not any(loops(scan.params["jaxpr"].jaxpr))]
 
 
-@pytest.mark.parametrize(
-    "unroll, accumulators", [(unroll, 0), (in_segments(4, "bfloat16"), 0), (unroll_by_autodiff, 2)]
-)
+@pytest.mark.parametrize("unroll, accumulators", [(unroll, 0), (with_remat(4, "bfloat16"), 0), (unroll_by_autodiff, 2)])
 def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, accumulators):
     """No loop carries or writes an array of a recurrent matrix's size; autodiff's does, so the check can fail."""
     scans = time_loops(unroll, params, data[:, :17])
@@ -203,17 +201,17 @@ def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, 
     assert sum(carried_and_written.count(matrix) for matrix in matrices) == accumulators
 
 
-@pytest.mark.parametrize("segment, kept", [(0, ["bf16", "f32", "bf16x4", "bf16"]), (4, ["bf16", "f32"])])
-def test_what_waits_for_products_waits_in_their_precision(params, data, segment, kept):
+@pytest.mark.parametrize("remat_every, kept", [(0, ["bf16", "f32", "bf16x4", "bf16"]), (4, ["bf16", "f32"])])
+def test_what_waits_for_products_waits_in_their_precision(params, data, remat_every, kept):
     """h, c, z, h wmh are kept of every step, with segments h and c alone; backward dz, over z, and dm."""
     kinds = {jnp.dtype("float32"): "f32", jnp.dtype("bfloat16"): "bf16"}
     tell = lambda a: kinds[a.dtype] + ("x4" if a.shape[-1] == 4 * HIDDEN else "")
     data = data[:, :17]
-    first, second = time_loops(in_segments(segment, "bfloat16"), params, data)
+    first, second = time_loops(with_remat(remat_every, "bfloat16"), params, data)
     steps = data.shape[1] - 1
     of = lambda scan, steps: [tell(v.aval) for v in scan.outvars if v.aval.shape[0] == steps]
     assert of(first, steps) == kept
-    assert of(second, segment or steps) == ["bf16x4", "bf16"]
+    assert of(second, remat_every or steps) == ["bf16x4", "bf16"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -97,7 +97,7 @@ def test_every_device_holds_its_part_of_the_parameters_and_of_adams_moments(eigh
 
 def test_every_device_holds_the_state_of_its_lanes_and_units(eight):
     parts = eight["drawn"]["2x2x2"]["parts"]
-    assert parts[".lanes[0]"] == parts[".lanes[1]"] == [[16, 48], [4, 24]]
+    assert parts[".carry[0]"] == parts[".carry[1]"] == [[16, 48], [4, 24]]
 
 
 # The compiled program of an update
@@ -201,10 +201,10 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line_that_says_what_to_chan
 
 def test_lanes_that_cannot_be_spread_are_one_line_that_says_what_to_change():
     eight_devices = jax.devices() * 8
-    with pytest.raises(UserError, match="^12 lanes cannot be spread over 8 devices .*; change --lanes, --lane-gr"):
-        sharding.make(Config(lanes=12), eight_devices)
+    with pytest.raises(UserError, match="^12 lanes cannot be spread over 8 devices .*; change --batch-size, --grad-ac"):
+        sharding.make(Config(batch_size=12), eight_devices)
     with pytest.raises(UserError, match="^16 lanes in 4 groups cannot be spread over 8 devices in equal parts"):
-        sharding.make(Config(lanes=16, lane_groups=4), eight_devices)
+        sharding.make(Config(batch_size=16, grad_accumulation=4), eight_devices)
 
 
 def test_units_that_cannot_be_spread_are_one_line_that_says_what_to_change(eight):

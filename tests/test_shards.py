@@ -19,7 +19,7 @@ import pytest
 
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config
-from mlstm_jax.corpus import prepare, readers, runs, shards, windows
+from mlstm_jax.corpus import batches, prepare, readers, runs, shards
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
 from mlstm_jax.errors import UserError, require
@@ -668,8 +668,8 @@ def test_a_corpus_of_more_shards_than_files_may_be_open_is_read(reviews, tmp_pat
     here([reviews], tmp_path / "out", prepare.Options(60))
     with few_files():
         corpus = build(Config(data=str(tmp_path / "out")))
-        cut = windows.Windows(corpus.train, lanes=2, window=8)
-        found = windows.stream(cut, 0, corpus.check)
+        cut = batches.Batches(corpus.train, batch_size=2, seq_length=8)
+        found = batches.stream(cut, 0, corpus.check)
         taken = np.concatenate([next(found)[0][:, :-1].ravel() for _ in range(len(cut))])
         found.close()
     assert len(taken) + cut.unused == sum(path.stat().st_size for path in (tmp_path / "out").glob("train-*.bin"))
@@ -685,12 +685,12 @@ def test_training_may_open_as_many_files_as_the_system_grants(tmp_path):
 
 def test_the_stream_is_the_windows_in_their_order_and_raises_what_the_check_raises():
     data = [np.random.default_rng(n).integers(0, 256, 500, np.uint8) for n in range(3)]
-    cut, checked = windows.Windows(data, lanes=4, window=16), []
-    found = windows.stream(cut, 5, checked.append)
+    cut, checked = batches.Batches(data, batch_size=4, seq_length=16), []
+    found = batches.stream(cut, 5, checked.append)
     for position in range(5, 60):
-        window, fresh = next(found)
+        batch, fresh = next(found)
         expected, expected_fresh = cut.at(position)
-        assert (window == expected).all() and fresh == expected_fresh
+        assert (batch == expected).all() and fresh == expected_fresh
     found.close()
     assert checked[:4] == [0, 1, 2, 0]
 
@@ -698,7 +698,7 @@ def test_the_stream_is_the_windows_in_their_order_and_raises_what_the_check_rais
         if shard == 1:
             raise UserError("changed")
 
-    found = windows.stream(cut, 0, refuse)
+    found = batches.stream(cut, 0, refuse)
     for _ in range(int(cut.counts[0])):
         next(found)
     with pytest.raises(UserError, match="changed"):

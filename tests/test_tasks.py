@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, served)
 
 def test_without_tensorflow_datasets_a_folder_works_and_fetching_says_so(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mlstm_jax.tasks.sst_download", raising=False)
-    monkeypatch.delattr(tasks, "sst", raising=False)
+    monkeypatch.delattr(tasks, "sst_download", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert len(tasks.load("sst", folder=EXCERPT).train.texts) == 60
     with pytest.raises(UserError, match="tensorflow-datasets.*--sst DIR"):

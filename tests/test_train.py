@@ -20,7 +20,7 @@ import mlstm_jax
 from mlstm_jax import run as run_folder
 from mlstm_jax.cli import evaluate, sample, train
 from mlstm_jax.config import Config, ModelConfig
-from mlstm_jax.corpus import windows
+from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import locked
 from mlstm_jax.errors import UserError
@@ -56,7 +56,7 @@ def finished(reviews, tmp_path_factory):
 
 def interrupt_at(monkeypatch, position, number):
     """Send this process a signal when training takes window `position`."""
-    monkeypatch.setattr(windows, "stream", interrupting(windows.stream, position, number))
+    monkeypatch.setattr(batches, "stream", interrupting(batches.stream, position, number))
 
 
 def state_of(run_dir):
@@ -85,7 +85,7 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
     assert [m["update"] for m in trained] == [5, 10, 15, 20]
     assert {"gradient_norm", "learning_rate", "bytes_per_second", "elapsed", "skipped"} <= set(trained[0])
     assert trained[-1]["bits_per_byte"] < trained[0]["bits_per_byte"] < 8.5
-    assert [m["update"] for m in metrics if "heldout_bits_per_byte" in m] == [10, 20]
+    assert [m["update"] for m in metrics if "validation_bits_per_byte" in m] == [10, 20]
     assert "test_bits_per_byte" in metrics[-1]
     assert list((finished / "tensorboard").iterdir()) and (finished / "loss_curve.png").stat().st_size > 10_000
     assert train.main(["--run-dir", str(finished)]) == 0
@@ -99,10 +99,10 @@ def test_held_out_figure_equals_the_models_own(finished, reviews):
     lm = mlstm_jax.load(finished)
     config = train.stored_config(finished)
     part = build(config).validation[: config.eval_bytes]
-    lane = -(-(len(part) - 1) // config.eval_lanes)
-    pieces = [part[i * lane : min((i + 1) * lane + 1, len(part))].tobytes() for i in range(config.eval_lanes)]
+    row = -(-(len(part) - 1) // config.eval_batch_size)
+    pieces = [part[i * row : min((i + 1) * row + 1, len(part))].tobytes() for i in range(config.eval_batch_size)]
     bits = sum(lm.bits_per_byte(piece) * (len(piece) - 1) for piece in pieces if len(piece) > 1)
-    assert lm.bits_per_byte_heldout == pytest.approx(bits / (len(part) - 1), rel=1e-5)
+    assert lm.validation_bits_per_byte == pytest.approx(bits / (len(part) - 1), rel=1e-5)
 
 
 def test_evaluation_and_sampling_work_on_a_run_however_small(finished, capsys):
@@ -139,10 +139,10 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert "stopped and saved after update 7 of 20" in capsys.readouterr().out
     assert train.main(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
-    heldout = lambda run: [
-        m for m in run_folder.read_metrics(run) if "heldout_bits_per_byte" in m or "test_bits_per_byte" in m
+    scored = lambda run: [
+        m for m in run_folder.read_metrics(run) if "validation_bits_per_byte" in m or "test_bits_per_byte" in m
     ]
-    assert heldout(run_dir) == heldout(finished)
+    assert scored(run_dir) == scored(finished)
     updates = [m["update"] for m in run_folder.read_metrics(run_dir)]
     assert updates == sorted(updates)
 
@@ -205,8 +205,8 @@ def test_where_every_checkpoint_is_damaged_nothing_is_moved_or_overwritten(revie
 
 def test_a_config_that_does_not_fit_the_run_is_refused_with_the_fields(finished, reviews):
     before = (finished / "config.json").read_text()
-    with pytest.raises(UserError, match=r"lanes \(4 -> 8\), model.hidden \(16 -> 32\) may not change"):
-        train.main(["--run-dir", str(finished), "--lanes", "8", "--model.hidden", "32"])
+    with pytest.raises(UserError, match=r"batch_size \(4 -> 8\), model.hidden \(16 -> 32\) may not change"):
+        train.main(["--run-dir", str(finished), "--batch-size", "8", "--model.hidden", "32"])
     with pytest.raises(UserError, match="updates"):
         train.main(arguments(reviews, finished, "--updates", "30"))
     assert (finished / "config.json").read_text() == before
@@ -315,27 +315,27 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-train_step = jax.jit(partial(updates.train_step, precision="float32", clip=1.0))
+train_step = jax.jit(partial(updates.train_step, precision="float32", clip_norm=1.0))
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
-    state = updates.init_state(params, lanes=2)
-    state = state._replace(lanes=tuple(jnp.full_like(s, jnp.nan) for s in state.lanes))
-    window = jnp.zeros((2, 5), jnp.uint8)
-    after, metrics = train_step(state, window, False, 0.1)
+    state = updates.init_state(params, batch_size=2)
+    state = state._replace(carry=tuple(jnp.full_like(s, jnp.nan) for s in state.carry))
+    batch = jnp.zeros((2, 5), jnp.uint8)
+    after, metrics = train_step(state, batch, False, 0.1)
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
-    assert not np.any(after.lanes), "the lanes start afresh, or they would never recover"
-    again, _ = train_step(after, window, False, 0.1)
+    assert not np.any(after.carry), "the lanes start afresh, or they would never recover"
+    again, _ = train_step(after, batch, False, 0.1)
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_moments_that_are_not_finite_are_not_trained_on(value):
     """An infinite second moment would leave its parameter as it is, unseen, for ever."""
-    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), lanes=2)
+    state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), batch_size=2)
     nu = state.moments.nu | {"b": state.moments.nu["b"].at[0].set(value)}
     broken = state._replace(moments=state.moments._replace(nu=nu))
     after, _ = train_step(broken, jnp.arange(10, dtype=jnp.uint8).reshape(2, 5), False, 0.1)
@@ -345,10 +345,15 @@ def test_moments_that_are_not_finite_are_not_trained_on(value):
 
 
 def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same():
-    mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), lanes=2)
+    mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), batch_size=2)
     update = lambda **other: updates.jitted(replace(config, **other), "float32", mesh)
-    assert update() is update(learning_rate=1e-3, updates=7, seed=5, window=32)
-    others = [update(clip=2.0), update(segment=8), update(lane_groups=2), updates.jitted(config, "bfloat16", mesh)]
+    assert update() is update(learning_rate=1e-3, updates=7, seed=5, seq_length=32)
+    others = [
+        update(clip_norm=2.0),
+        update(remat_every=8),
+        update(grad_accumulation=2),
+        updates.jitted(config, "bfloat16", mesh),
+    ]
     assert len({*others, update()}) == 5
     drawn = [updates.draw_state(replace(config, seed=seed), mesh) for seed in (0, 1, 0)]
     first, second, again = (np.asarray(state.params["wh"]) for state in drawn)
@@ -358,21 +363,21 @@ def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same(
 
 def test_the_state_starts_from_zero_at_a_shards_start():
     params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
-    state = updates.init_state(params, lanes=2)
-    carried = state._replace(lanes=tuple(jnp.ones_like(s) for s in state.lanes))
-    window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
-    step = lambda state, fresh: train_step(state, window, fresh, 0.1)[1]
+    state = updates.init_state(params, batch_size=2)
+    carried = state._replace(carry=tuple(jnp.ones_like(s) for s in state.carry))
+    batch = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
+    step = lambda state, fresh: train_step(state, batch, fresh, 0.1)[1]
     assert step(carried, True)["bits_per_byte"] == step(state, False)["bits_per_byte"]
     assert step(carried, False)["bits_per_byte"] != step(state, False)["bits_per_byte"]
 
 
 def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
     params = parameters.init(ModelConfig(hidden=8, embed=4), 0)
-    window = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
+    batch = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
 
-    def first_moment(clip):
+    def first_moment(clip_norm):
         state, metrics = updates.train_step(
-            updates.init_state(params, lanes=2), window, False, 0.1, clip=clip, precision="float32"
+            updates.init_state(params, batch_size=2), batch, False, 0.1, clip_norm=clip_norm, precision="float32"
         )
         moment = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(state.moments.mu)))
         return float(moment) / 0.1, float(metrics["gradient_norm"])  # Adam's first moment is 0.1 x the gradient
@@ -506,7 +511,7 @@ def test_a_loss_worse_than_guessing_is_a_warning_once(reviews, tmp_path, capsys)
         assert train.main(arguments(reviews, run_dir, "--updates", str(count), "--learning-rate", str(rate))) == 0
         said = [line for line in capsys.readouterr().out.splitlines() if "worse than guessing" in line]
         assert len(said) == warnings, said
-        assert all("--learning-rate below 1e+06" in line and "--clip below 1" in line for line in said)
+        assert all("--learning-rate below 1e+06" in line and "--clip-norm below 1" in line for line in said)
 
 
 def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsys):
@@ -542,7 +547,7 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
         (None, [], "no such file"),
         (b"", [], "holds no text"),
         (b"  \n\n \n", [], "holds no text"),
-        (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower --lanes"),
+        (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower --batch-size"),
         (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "--text-key goes with JSON, CSV, TSV and Parquet"),
     ],
 )
@@ -573,7 +578,7 @@ def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
     import mlstm_jax
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text('{"lanes": 4}')
+    (tmp_path / "run" / "config.json").write_text('{"batch_size": 4}')
     with pytest.raises(UserError, match="holds no checkpoint yet; python train.py --run-dir"):
         mlstm_jax.load(tmp_path / "run")
     with pytest.raises(UserError, match="config.json cannot be read"):

@@ -117,7 +117,7 @@ def main(
             numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
     if json:
         about = {"weights": str(model.path), "hidden": model.hidden, "digest": model.digest, "update": model.update}
-        print(dumps(about | {"bits_per_byte_heldout": model.bits_per_byte_heldout} | numbers))
+        print(dumps(about | {"validation_bits_per_byte": model.validation_bits_per_byte} | numbers))
 
 
 def labelled(task, data, text_key, label_key, positive, negative):

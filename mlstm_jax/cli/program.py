@@ -45,7 +45,7 @@ def _explain(error: BaseException) -> int | str | None:
     if isinstance(error, UserError):
         line = str(error)
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        line = "there is not enough memory; take fewer --lanes, a shorter --window, a smaller model or larger machine"
+        line = "there is not enough memory; take fewer --batch-size, a shorter --seq-length, a smaller model or larger machine"
     elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
         asked = os.environ.get("JAX_PLATFORMS", "")
         line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"

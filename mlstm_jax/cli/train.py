@@ -66,8 +66,8 @@ def main(args: list[str] | None = None) -> int:
     )
 
     # Data first: what is wrong with it should be known before the slow imports.
+    from mlstm_jax.corpus.batches import Batches
     from mlstm_jax.corpus.build import build, is_prepared
-    from mlstm_jax.corpus.windows import Windows
 
     require(
         not config.verify or is_prepared(config.data),
@@ -75,12 +75,12 @@ def main(args: list[str] | None = None) -> int:
         "checksums",
     )
     corpus = build(config)
-    windows = Windows(corpus.train, config.lanes, config.window)
+    batches = Batches(corpus.train, config.batch_size, config.seq_length)
     for name, part in (("validation", corpus.validation), ("test", corpus.test)):
         require(
-            len(part) > config.eval_lanes,
-            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_lanes} lanes; "
-            "raise --heldout or lower --eval-lanes",
+            len(part) > config.eval_batch_size,
+            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} lanes; "
+            "raise --validation-fraction or lower --eval-batch-size",
         )
     if config.verify:
         for shard in range(len(corpus.train)):
@@ -94,17 +94,17 @@ def main(args: list[str] | None = None) -> int:
     processes.start(config)
     if not processes.is_first():
         signals.mute()  # one process speaks for all
-        return run(config, run_dir, corpus, windows)
+        return run(config, run_dir, corpus, batches)
     for note in corpus.notes:
         say(note, sys.stderr)
     say(corpus.summary)
     say(
-        f"one pass is {len(windows):,} updates of {config.lanes} lanes x {config.window} bytes; "
-        f"{windows.unused:,} bytes at the shards' ends fill no window"
+        f"one pass is {len(batches):,} updates of {config.batch_size} lanes x {config.seq_length} bytes; "
+        f"{batches.unused:,} bytes at the shards' ends fill no window"
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir, "trained"):
-        return run(config, run_dir, corpus, windows)
+        return run(config, run_dir, corpus, batches)
 
 
 def find_data(config: Config, old: Config | None) -> Config:
@@ -138,14 +138,14 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
         say(f"changed for this run from now on: {described}")
 
 
-def run(config, run_dir, corpus, windows) -> int:
+def run(config, run_dir, corpus, batches) -> int:
     """The run itself: state, resume, loop, end."""
     import jax
     import numpy as np
 
     from mlstm_jax import hardware
     from mlstm_jax import run as run_folder
-    from mlstm_jax.corpus.windows import scoring_windows, stream
+    from mlstm_jax.corpus.batches import scoring_batches, stream
     from mlstm_jax.disk import cache_dir
     from mlstm_jax.inference import generate, language_model
     from mlstm_jax.model import parameters
@@ -168,7 +168,7 @@ def run(config, run_dir, corpus, windows) -> int:
         size = {"hidden": first.hidden, "embed": first.embed}
         config = replace(config, model=replace(config.model, **size))
         say(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
-    planned = config.updates or max(1, round(min(config.epochs * len(windows), 2**31)))
+    planned = config.updates or max(1, round(min(config.epochs * len(batches), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     kept = configs.kept(config)
     meta = {
@@ -176,7 +176,7 @@ def run(config, run_dir, corpus, windows) -> int:
         "data": corpus.digest,
         "position": 0,
         "schedule": [0, planned],
-        "heldout_bits_per_byte": None,
+        "validation_bits_per_byte": None,
     }
     if restored:
         state, saved = restored
@@ -185,13 +185,13 @@ def run(config, run_dir, corpus, windows) -> int:
             saved["data"] == corpus.digest,
             f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
         )
-        meta |= {name: saved[name] for name in ("position", "schedule", "heldout_bits_per_byte")}
+        meta |= {name: saved[name] for name in ("position", "schedule", "validation_bits_per_byte")}
         say(f"resuming {run_dir} after update {int(state.update):,}")
     else:
         if (run_dir / "metrics.jsonl").exists():
             say(f"{run_dir} has no checkpoint: starting again from update 0")
         if config.init:
-            state = updates.init_state(first.params, config.lanes)
+            state = updates.init_state(first.params, config.batch_size)
             state = sharding.spread_tree(state, updates.shardings(config, mesh))
         else:
             state = updates.draw_state(config, mesh)
@@ -217,11 +217,11 @@ def run(config, run_dir, corpus, windows) -> int:
     train_step = updates.jitted(config, precision, mesh)
     prepare = jax.jit(parameters.prepare, out_shardings=sharding.named(mesh, sharding.PREPARED))
     prepare_whole = jax.jit(partial(parameters.prepare_to_read, precision=precision), out_shardings=alone)
-    own = sharding.own_lanes(mesh, config.lanes)
+    own = sharding.own_rows(mesh, config.batch_size)
 
-    def heldout(part) -> float:
-        lanes = scoring_windows(part[: config.eval_bytes], config.eval_lanes, 128)
-        return validation.bits_per_byte(prepare(state.params), lanes, precision, mesh)
+    def score(part) -> float:
+        batches = scoring_batches(part[: config.eval_bytes], config.eval_batch_size, 128)
+        return validation.bits_per_byte(prepare(state.params), batches, precision, mesh)
 
     def sample(number) -> str:
         whole = prepare_whole(state.params)
@@ -237,7 +237,7 @@ def run(config, run_dir, corpus, windows) -> int:
 
     recent, since, begun, hopeless = [], time.monotonic(), update, False
     with (
-        closing(stream(windows, meta["position"], corpus.check, own)) as ready,
+        closing(stream(batches, meta["position"], corpus.check, own)) as ready,
         Interrupt() as interrupted,
         log.Log(run_dir, update, end, keep=processes.is_first()) as out,
         checkpoint.Saver(run_dir, config.keep, out.say, mesh) as saver,
@@ -247,9 +247,9 @@ def run(config, run_dir, corpus, windows) -> int:
         while update < end and not (stopped := processes.highest(interrupted.signal) if update > start else 0):
             saver.check(state, meta)
             rows, fresh = next(ready)
-            window = sharding.place(rows, own, mesh, config.lanes)
+            batch = sharding.place(rows, own, mesh, config.batch_size)
             rate = np.float32(updates.learning_rate(config.learning_rate, update, start, end))
-            state, metrics = train_step(state, window, fresh, rate)
+            state, metrics = train_step(state, batch, fresh, rate)
             meta["position"] += 1
             update += 1
             recent.append(jax.device_get(metrics))  # waits for the update
@@ -265,12 +265,12 @@ def run(config, run_dir, corpus, windows) -> int:
                 saver.save(state, meta)
                 raise UserError(
                     f"ten updates in a row were not finite, so the run was stopped; {run_dir} holds the state before "
-                    "them. A new run with a lower --learning-rate or a --clip may go better"
+                    "them. A new run with a lower --learning-rate or a --clip-norm may go better"
                 )
             if every(config.log_every):
                 done = [m for m in recent if not m["skipped_in_a_row"]]
                 if done:
-                    rate_of_bytes = len(recent) * config.lanes * config.window / (time.monotonic() - since)
+                    rate_of_bytes = len(recent) * config.batch_size * config.seq_length / (time.monotonic() - since)
                     values = {
                         "bits_per_byte": mean(m["bits_per_byte"] for m in done),
                         "gradient_norm": mean(m["gradient_norm"] for m in done),
@@ -288,9 +288,9 @@ def run(config, run_dir, corpus, windows) -> int:
                         out.say(worse_than_guessing(config, values["bits_per_byte"]))
                 recent, since = [], time.monotonic()
             if every(config.eval_every):
-                meta["heldout_bits_per_byte"] = heldout(corpus.validation)
-                out.metrics(update, {"heldout_bits_per_byte": meta["heldout_bits_per_byte"]})
-                out.say(f"update {update:,}: {meta['heldout_bits_per_byte']:.4f} bits per byte held out")
+                meta["validation_bits_per_byte"] = score(corpus.validation)
+                out.metrics(update, {"validation_bits_per_byte": meta["validation_bits_per_byte"]})
+                out.say(f"update {update:,}: {meta['validation_bits_per_byte']:.4f} bits per byte held out")
             if every(config.sample_every):
                 out.say(sample(0))
             if every(config.save_every) and update < end:  # the last one comes after the test
@@ -299,7 +299,7 @@ def run(config, run_dir, corpus, windows) -> int:
                 since = time.monotonic()  # what follows a line of progress does not count as training time
 
         if update == end:
-            test = heldout(corpus.test)
+            test = score(corpus.test)
             out.metrics(update, {"test_bits_per_byte": test})
         saver.save(state, meta, wait=True)
 
@@ -311,7 +311,7 @@ def run(config, run_dir, corpus, windows) -> int:
     if not processes.is_first():
         return 0
     metrics = run_folder.read_metrics(run_dir)
-    say(f"held out: {meta['heldout_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
+    say(f"held out: {meta['validation_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")
     say("\n".join(samples))
     say(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
@@ -344,10 +344,10 @@ def next_steps(run_dir: Path) -> str:
 
 def worse_than_guessing(config: Config, bits: float) -> str:
     """What to change in a run whose loss is above that of guessing."""
-    clip = f"a --clip below {config.clip:g}" if config.clip else "a --clip such as 1"
+    clip_norm = f"a --clip-norm below {config.clip_norm:g}" if config.clip_norm else "a --clip-norm such as 1"
     return (
         f"warning: {bits:.4g} bits per byte are worse than guessing, which takes 8: stop this run, and start a new one "
-        f"with a --learning-rate below {config.learning_rate:g}, or with {clip}"
+        f"with a --learning-rate below {config.learning_rate:g}, or with {clip_norm}"
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged, shards
+from mlstm_jax.corpus.batches import Bytes
 from mlstm_jax.corpus.readers import read_texts
-from mlstm_jax.corpus.windows import Bytes
 from mlstm_jax.errors import require
 from mlstm_jax.text import EMPTY, frame
 
@@ -104,7 +104,7 @@ def _split(framed, config):
     distinct = sorted(set(framed), key=lambda f: hashlib.sha256(f).digest())
     require(distinct, f"{config.data} holds no text; every line or row is empty")
     require(len(distinct) >= 3, f"{config.data} holds {len(distinct)} different reviews; 3 are needed to hold some out")
-    count = max(1, min(round(config.heldout * len(distinct)), (len(distinct) - 1) // 2))
+    count = max(1, min(round(config.validation_fraction * len(distinct)), (len(distinct) - 1) // 2))
     named = dict.fromkeys(distinct[:count], "dev") | dict.fromkeys(distinct[count : 2 * count], "test")
     return [named.get(f, "train") for f in framed]
 

@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from mlstm_jax.corpus.windows import Bytes
+from mlstm_jax.corpus.batches import Bytes
 from mlstm_jax.disk import is_sealed, read_json
 from mlstm_jax.errors import Damaged, require
 

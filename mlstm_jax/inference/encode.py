@@ -18,7 +18,7 @@ FEATURES: dict[Feature, Callable[[State], Float[Array, "batch hidden"]]] = {
     "tanh_cell": lambda state: jnp.tanh(state[0]),
     "hidden": lambda state: state[1],
 }
-LANES = 64  # texts read side by side
+BATCH = 64  # texts read side by side
 CHUNK = 32  # bytes of every lane in one compiled call, where texts are not short: few shapes, little padding
 
 
@@ -47,11 +47,11 @@ def encode(
     lengths = np.array([len(text) for text in texts], np.int64)
     waiting = iter(np.argsort(-lengths, kind="stable").tolist())
     chunk = chunk_of(lengths)
-    lanes = min(LANES, _power_of_two(len(texts)))
-    state, text, place = zero_state(weights, lanes), np.full(lanes, -1), np.zeros(lanes, np.int64)
+    rows = min(BATCH, _power_of_two(len(texts)))
+    state, text, place = zero_state(weights, rows), np.full(rows, -1), np.zeros(rows, np.int64)
     while True:
-        for lane in np.flatnonzero(text < 0):
-            text[lane], place[lane] = next(waiting, -1), 0
+        for row in np.flatnonzero(text < 0):
+            text[row], place[row] = next(waiting, -1), 0
         live = np.flatnonzero(text >= 0)
         if not len(live):
             return features
@@ -60,9 +60,9 @@ def encode(
             state, text, place = tuple(s[kept] for s in state), text[kept], place[kept]
             live = np.flatnonzero(text >= 0)
         data, left = np.zeros((len(text), chunk), np.uint8), np.zeros(len(text), np.int32)
-        for lane in live:
-            piece = texts[text[lane]][place[lane] : place[lane] + chunk]
-            data[lane, : len(piece)], left[lane] = np.frombuffer(piece, np.uint8), len(piece)
+        for row in live:
+            piece = texts[text[row]][place[row] : place[row] + chunk]
+            data[row, : len(piece)], left[row] = np.frombuffer(piece, np.uint8), len(piece)
         state = _read_on(weights, data, state, left, place == 0)
         done(int(left.sum()))
         place += chunk
@@ -78,8 +78,8 @@ def chunk_of(lengths: Integer[np.ndarray, "texts"]) -> int:
     return max(8, min(CHUNK, 1 << int(mean / 10).bit_length() >> 1))
 
 
-def _power_of_two(lanes: int) -> int:
-    return 1 << max(0, lanes - 1).bit_length()
+def _power_of_two(rows: int) -> int:
+    return 1 << max(0, rows - 1).bit_length()
 
 
 def trace(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer
 
 from mlstm_jax import run as run_folder
 from mlstm_jax import unit_record
-from mlstm_jax.config import Precision
+from mlstm_jax.config import Precision, from_dict
 from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import require
 from mlstm_jax.hardware import default_precision
@@ -57,11 +57,11 @@ def load(
         require(written in (None, model.digest), f"{changed}; {otherwise}")
         return model
     params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
-    config, update = meta["config"], meta["update"]
-    data = f"{Path(config['data']).name}, {update * config['lanes'] * config['window']:,} bytes"
-    data += f", starting from {config['init']}" if config.get("init") else ""
-    heldout = meta["heldout_bits_per_byte"]
-    about = {"update": update, "heldout": heldout, "trained_on": data}
+    config, update = from_dict(meta["config"]), meta["update"]
+    data = f"{Path(config.data).name}, {update * config.batch_size * config.seq_length:,} bytes"
+    data += f", starting from {config.init}" if config.init else ""
+    validation_bits_per_byte = meta["validation_bits_per_byte"]
+    about = {"update": update, "validation_bits_per_byte": validation_bits_per_byte, "trained_on": data}
     return LanguageModel(params, path, is_run=True, precision=chosen, **about)
 
 
@@ -79,12 +79,12 @@ class LanguageModel:
         *,
         is_run: bool = False,
         update: int | None = None,
-        heldout: float | None = None,
+        validation_bits_per_byte: float | None = None,
         trained_on: str | None = None,
         precision: Precision | None = None,
     ):
         self.params, self.path, self.is_run, self.update = params, path, is_run, update
-        self.bits_per_byte_heldout, self.trained_on = heldout, trained_on
+        self.validation_bits_per_byte, self.trained_on = validation_bits_per_byte, trained_on
         self.hidden, self.inputs, self.outputs = len(params["wmh"]), len(params["embed"]), len(params["out_b"])
         self.embed = params["embed"].shape[1]
         self.precision = precision or default_precision()
@@ -228,7 +228,7 @@ class LanguageModel:
             "digest": self.digest,
             "trained_on": self.trained_on,
             "update": self.update,
-            "bits_per_byte_heldout": self.bits_per_byte_heldout,
+            "validation_bits_per_byte": self.validation_bits_per_byte,
         }
         formats.write(self.params, path, format, about, records)
 

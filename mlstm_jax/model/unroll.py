@@ -27,7 +27,7 @@ def unroll(
     state: State,
     precision: str | None = None,
     axis: str | None = None,
-    segment: int = 0,
+    remat_every: int = 0,
     loops: "Loops | None" = None,
 ) -> tuple[Float[Array, "time batch units"], State]:
     """The hidden state after every byte of a training window, time first, and the final state. Differentiable.
@@ -38,8 +38,8 @@ def unroll(
     `loops` of `kernels` take neither.
     """
     dtype = jnp.dtype(precision or weights.wh.dtype)
-    loops = loops or Loops(partial(forward_loop, axis=axis, keep=not segment), partial(backward_loop, axis=axis))
-    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state, dtype, axis, segment, loops)
+    loops = loops or Loops(partial(forward_loop, axis=axis, keep=not remat_every), partial(backward_loop, axis=axis))
+    return _unroll(weights.wmh, weights.wh, weights.x, weights.mx, data.T, state, dtype, axis, remat_every, loops)
 
 
 # The backward pass by hand. Autodiff of lax.scan adds a full [hidden, 4 * hidden] weight gradient to an accumulator at
@@ -115,16 +115,16 @@ def backward_loop(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
-def _unroll(wmh, wh, x, mx, data, state, dtype, axis, segment, loops):
-    return _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment, loops)[0]
+def _unroll(wmh, wh, x, mx, data, state, dtype, axis, remat_every, loops):
+    return _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, remat_every, loops)[0]
 
 
-def _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, segment, loops):
+def _unroll_forward(wmh, wh, x, mx, data, state, dtype, axis, remat_every, loops):
     last, hs, cs_before, saved = loops.forward(wmh.astype(dtype), wh.astype(dtype), x, mx, data, state)
     return (hs, last), (wmh, wh, x, mx, data, state[1].astype(dtype), hs, cs_before, saved)
 
 
-def _unroll_backward(dtype, axis, segment, loops, residuals, cotangents):
+def _unroll_backward(dtype, axis, remat_every, loops, residuals, cotangents):
     wmh, wh, x, mx, data, h0, hs, cs_before, saved = residuals
     dhs, last = cotangents  # of all hidden states, and of the last (c, h)
     narrow_wmh, narrow_wh = wmh.astype(dtype), wh.astype(dtype)
@@ -157,8 +157,8 @@ def _unroll_backward(dtype, axis, segment, loops, residuals, cotangents):
         return (first, jax.tree.map(jnp.add, so_far[1], slopes)), None
 
     inputs = (data, jnp.concatenate((h0[None], hs[:-1])), cs_before, dhs, saved)
-    if segment:
-        inputs = jax.tree.map(lambda a: a.reshape(-1, segment, *a.shape[1:]), inputs)
+    if remat_every:
+        inputs = jax.tree.map(lambda a: a.reshape(-1, remat_every, *a.shape[1:]), inputs)
         zeros = jax.tree.map(jnp.zeros_like, (wmh, wh, x, mx))
         (first, slopes), _ = jax.lax.scan(add, (last, zeros), inputs, reverse=True)
     else:

@@ -47,7 +47,7 @@ def plan(config: Config) -> int:
     mesh = sharding.make(config, devices)
     sharding.require_units(config.model.hidden, mesh)
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.lanes} lanes")
+    print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.batch_size} lanes")
     for line in _loops(config, mesh, precision):
         print(line)
     begun = time.monotonic()
@@ -69,24 +69,24 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     yield f"{mesh.size} x {device.platform} ({device.device_kind}){processes}; mesh: {sizes}"
     here = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves((state.params, state.moments)))
-    lanes = config.lanes // (mesh.shape["data"] * mesh.shape["fsdp"])
+    batch_size = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     yield (
         f"{config.model.hidden} units, {parameters(config.model):,} parameters, {precision}; "
-        f"with Adam's moments {here / 1e6:,.1f} MB a device; {lanes} of {config.lanes} lanes a device"
+        f"with Adam's moments {here / 1e6:,.1f} MB a device; {batch_size} of {config.batch_size} lanes a device"
     )
     yield from _loops(config, mesh, precision)
     per_byte = flops_per_byte(config.model)
-    total = per_byte * config.lanes * config.window * updates
+    total = per_byte * config.batch_size * config.seq_length * updates
     yield f"{per_byte:,} floating-point operations a byte, {total:.2g} in {updates:,} updates"
     chip = chip_of(device.device_kind)
     if chip is None and device.platform != "cpu":
         yield f"the peak rate of {device.device_kind} is not known here: no utilization is reported"
     read = 5 * config.model.hidden**2 * (2 if precision == "bfloat16" else 4) / mesh.shape["model"]
-    if lanes < 64 and read > 1e6:
-        bound = f", at most {lanes * chip.bandwidth / chip.flops:.0%} of its peak" if chip else ""
+    if batch_size < 64 and read > 1e6:
+        bound = f", at most {batch_size * chip.bandwidth / chip.flops:.0%} of its peak" if chip else ""
         yield (
-            f"warning: fewer than 64 lanes a device ({lanes}): the time loop is bound by memory, as it reads "
-            f"{read / 1e6:,.0f} MB of matrices for a byte of each{bound}; more --lanes make better use of a device"
+            f"warning: fewer than 64 lanes a device ({batch_size}): the time loop is bound by memory, as it reads "
+            f"{read / 1e6:,.0f} MB of matrices for a byte of each{bound}; more --batch-size make better use of a device"
         )
 
 
@@ -135,17 +135,17 @@ def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -
     hidden, width = config.model.hidden, 2 if precision == "bfloat16" else 4
     rate = OF_PEAK * chip.flops * (1 if width == 2 else 0.5)
     spread, parts = axes["data"] * axes["fsdp"], axes["model"]
-    lanes, matrices = config.lanes / spread, 5 * hidden**2 / parts
-    together = lanes / config.lane_groups
+    batch_size, matrices = config.batch_size / spread, 5 * hidden**2 / parts
+    together = batch_size / config.grad_accumulation
     ring = lambda n, size: (n - 1) / n * size / chip.link + LATENCY if n > 1 else 0.0
     step = max(2 * matrices * together / rate, matrices * width / (OF_BANDWIDTH * chip.bandwidth), LATENCY)
-    steps = 2 * config.window * config.lane_groups
+    steps = 2 * config.seq_length * config.grad_accumulation
     weights = (5 * hidden**2 + 1280 * hidden) / parts  # with the two tables and the read-out
-    large = (4 if config.segment else 2) * matrices + 1536 * hidden / parts
+    large = (4 if config.remat_every else 2) * matrices + 1536 * hidden / parts
     return {
         "time loop": steps * step,
         "sums over model": steps * 2 * ring(parts, 4 * together * hidden),
-        "weight gradients and read-out": config.window * lanes * large / rate,
+        "weight gradients and read-out": config.seq_length * batch_size * large / rate,
         "gathering weights": ring(axes["fsdp"], width * weights),
         "summing gradients": 2 * ring(spread, 4 * weights),
         "Adam": 7 * 4 * parameters(config.model) / (axes["fsdp"] * parts) / (OF_BANDWIDTH * chip.bandwidth),
@@ -183,7 +183,9 @@ def _report(config, chip, axes, precision, compiled, fits):
     per_byte = flops_per_byte(config.model)
     yield f"{parameters(config.model):,} parameters, {per_byte:,} floating-point operations a byte"
     advice = (
-        "it fits" if fits else "it does not fit; --segment, more --lane-groups or chips along --mesh.fsdp take less"
+        "it fits"
+        if fits
+        else "it does not fit; --remat-every, more --grad-accumulation or chips along --mesh.fsdp take less"
     )
     if isinstance(compiled, str):
         yield f"{advice}: {compiled}"
@@ -207,7 +209,7 @@ def _report(config, chip, axes, precision, compiled, fits):
         yield "warning: that is a weight's size at every byte" if large else "none is of a weight's size"
     parts = estimate(config, chip, axes, precision)
     seconds, chips = sum(parts.values()), math.prod(axes.values())
-    rate = config.lanes * config.window / seconds
+    rate = config.batch_size * config.seq_length / seconds
     size, whose = _epoch(config)
     used = rate * per_byte / chips / chip.flops
     yield "estimate of one update: " + ", ".join(f"{what} {s * 1e3:.1f} ms" for what, s in parts.items() if s)

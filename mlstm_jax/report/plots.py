@@ -103,17 +103,24 @@ def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -
 
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw bits per byte by update: of training ("bits_per_byte"; light, smoothed dark), of held-out bytes
-    ("heldout_bits_per_byte"; points). `metrics` are the lines of metrics.jsonl. PNG."""
+    ("validation_bits_per_byte"; points). `metrics` are the lines of metrics.jsonl. PNG."""
     figure, (axes,) = _figure("Bits per byte", "update", "bits per byte")
     _whole(axes)
     updates, bits = _series(metrics, "bits_per_byte")
     axes.plot(updates, bits, color=BLUE, alpha=0.3, linewidth=1)
     axes.plot(updates, _smooth(bits), color=BLUE, linewidth=2, label="training, running mean")
-    heldout_updates, heldout = _series(metrics, "heldout_bits_per_byte")
-    if len(heldout):
-        axes.plot(heldout_updates, heldout, "o", color=ORANGE, markersize=4, label=f"held out, last {heldout[-1]:.3f}")
+    validation_updates, validation = _series(metrics, "validation_bits_per_byte")
+    if len(validation):
+        axes.plot(
+            validation_updates,
+            validation,
+            "o",
+            color=ORANGE,
+            markersize=4,
+            label=f"held out, last {validation[-1]:.3f}",
+        )
     if len(bits):  # the fall of the first updates would flatten all that follows: its top leaves the picture
-        shown = [*bits[len(bits) // 50 :], *heldout]
+        shown = [*bits[len(bits) // 50 :], *validation]
         axes.set_ylim(0.98 * min(shown), 1.02 * max(shown))
     axes.legend(frameon=False)
     return _save(figure, path)

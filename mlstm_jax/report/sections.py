@@ -60,7 +60,7 @@ def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section
         ("classes", describe_classes(record.negative, record.positive)),
         ("weights", str(model.path)),
         ("model", f"{model.hidden:,} units{update}"),
-        *[("held-out bits per byte", f"{bits:.4f}") for bits in [model.bits_per_byte_heldout] if bits is not None],
+        *[("held-out bits per byte", f"{bits:.4f}") for bits in [model.validation_bits_per_byte] if bits is not None],
         ("feature", NAMES[record.feature]),
         ("test accuracy, all units", f"{percent(found.right_all)} (L1 probe, C = {record.c:g})"),
         ("units the probe uses", f"{record.units_used:,} of {model.hidden:,}"),

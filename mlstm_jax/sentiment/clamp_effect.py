@@ -20,7 +20,7 @@ from mlstm_jax.unit_record import UnitRecord
 
 Scorer = Callable[[list[str]], Float[np.ndarray, "n"]]  # how positive each text is
 
-LANES = 64  # samples scored side by side
+BATCH = 64  # samples scored side by side
 CHUNK = 64  # bytes of every sample in one compiled call
 RESAMPLES = 2000  # of the bootstrap
 
@@ -119,13 +119,13 @@ def bits_per_byte(model: Any, start: bytes, texts: list[bytes]) -> Float[np.ndar
     """
     require(len(start) > 0 and all(texts), "bits per byte need a byte to start from, and texts of at least 1 byte")
     means = []
-    for first in range(0, len(texts), LANES):
-        batch = texts[first : first + LANES]
+    for first in range(0, len(texts), BATCH):
+        batch = texts[first : first + BATCH]
         longest = len(start) + max(map(len, batch)) - 1
-        data = np.zeros((LANES, -(-longest // CHUNK) * CHUNK + 1), np.uint8)
-        for lane, text in enumerate(batch):
-            data[lane, : len(start) + len(text)] = np.frombuffer(start + text, np.uint8)
-        bits, state = [], zero_state(model.weights, LANES)
+        data = np.zeros((BATCH, -(-longest // CHUNK) * CHUNK + 1), np.uint8)
+        for row, text in enumerate(batch):
+            data[row, : len(start) + len(text)] = np.frombuffer(start + text, np.uint8)
+        bits, state = [], zero_state(model.weights, BATCH)
         for place in range(0, data.shape[1] - 1, CHUNK):
             piece, state = _bits(model.weights, data[:, place : place + CHUNK + 1], state)
             bits.append(np.asarray(piece, np.float64))

@@ -176,7 +176,7 @@ def endings(model: Any, task: Task, found: Found) -> list[Ending]:
     return rows
 
 
-class Moment(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint: held-out bits per byte (NaN where not scored), and the unit's accuracy alone with its interval."""
 
     update: int
@@ -186,7 +186,7 @@ class Moment(NamedTuple):
     high: float
 
 
-def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Moment]:
+def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
     """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.
@@ -194,7 +194,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
     moments, updates = [], run_folder.steps(run.path)
     # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
     metrics = run_folder.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
-    scored = {row["update"]: bits for row in metrics if (bits := row.get("heldout_bits_per_byte")) is not None}
+    scored = {row["update"]: bits for row in metrics if (bits := row.get("validation_bits_per_byte")) is not None}
     first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
     train, test = first(task.train), first(task.test)
     with progress.progress("checkpoints", len(updates), counted=True) as done:
@@ -209,7 +209,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
             bits = scored.get(update, float("nan"))
-            moments.append(Moment(update, bits, float(right.mean()), *probe.interval(right)))
+            moments.append(Checkpoint(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
     require(moments, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
     return moments

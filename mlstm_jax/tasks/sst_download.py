@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from mlstm_jax.errors import UserError, require
-from mlstm_jax.tasks import Split
+from mlstm_jax.tasks.sets import Split
 from mlstm_jax.tasks.sst import BY_HAND, FILES, read_split
 
 PATIENCE = 3  # seconds

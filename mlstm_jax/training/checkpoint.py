@@ -380,19 +380,25 @@ def _load(step_dir, names, mesh):
             raise UserError(f"{step_dir} was written by a newer version of this program ({error})") from None
         mesh = mesh or sharding.one_device()
         state, *_ = updates.shapes(config, mesh)
-        abstract = dict(zip(("params", "train"), _parts(state), strict=True))
+        carry = "carry" if "batch_size" in meta["config"] else "lanes"  # as version 0.1.0 called it
+        abstract = dict(zip(("params", "train"), _parts(state, carry), strict=True))
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
         parts = reader.restore(step_dir, args=ocp.args.Composite(**args))
     for name in names:
         kind = fingerprint if len(meta["digests"][name]) == 32 else digest  # of the first runs
         if meta["digests"][name] != kind(parts[name]):
             raise ValueError(f"{name} do not match their digest: bytes have changed")
+    if "train" in names:
+        parts["train"]["carry"] = parts["train"].pop(carry)
+    if "heldout_bits_per_byte" in meta:  # of version 0.1.0, too
+        meta["validation_bits_per_byte"] = meta.pop("heldout_bits_per_byte")
     return {name: parts[name] for name in names}, meta
 
 
-def _parts(state: TrainState):
-    """A state as the two parts of a checkpoint."""
+def _parts(state: TrainState, carry="carry"):
+    """A state as the two parts of a checkpoint, with this name for the carry."""
     fields = state._asdict()
+    fields[carry] = fields.pop("carry")
     return fields.pop("params"), fields
 
 

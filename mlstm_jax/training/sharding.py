@@ -18,7 +18,7 @@ from mlstm_jax.config import Config, MeshConfig
 from mlstm_jax.errors import require
 from mlstm_jax.model.cell import Weights
 
-LANES = ("data", "fsdp")
+BATCH = ("data", "fsdp")
 WIDTH = ("model", "fsdp")  # in this order, so that what is gathered over fsdp is a block of the units of `model`
 PARAMS = {
     "embed": P(),
@@ -53,11 +53,11 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = shape(config.mesh, len(devices))
     spread = sizes["data"] * sizes["fsdp"]
-    groups = f" in {config.lane_groups} groups" if config.lane_groups > 1 else ""
+    groups = f" in {config.grad_accumulation} groups" if config.grad_accumulation > 1 else ""
     require(
-        config.lanes % (spread * config.lane_groups) == 0,
-        f"{config.lanes} lanes{groups} cannot be spread over {spread} devices in equal parts; change --lanes, "
-        "--lane-groups or --mesh",
+        config.batch_size % (spread * config.grad_accumulation) == 0,
+        f"{config.batch_size} lanes{groups} cannot be spread over {spread} devices in equal parts; change --batch-size, "
+        "--grad-accumulation or --mesh",
     )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -140,25 +140,25 @@ def reduce(slopes: Weights, mesh: Mesh) -> Weights:
     return jax.tree.map(lambda w: w / (mesh.shape["data"] * fsdp), own)
 
 
-def own_lanes(mesh: Mesh, lanes: int) -> Int[np.ndarray, "own"]:
+def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "own"]:
     """The numbers of the lanes that this process's devices train on."""
-    sharding = NamedSharding(mesh, P(LANES))
-    slices = sharding.addressable_devices_indices_map((lanes,)).values()
-    return np.unique(np.concatenate([np.arange(lanes)[index] for index in slices]))
+    sharding = NamedSharding(mesh, P(BATCH))
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
 def place(
-    rows: Shaped[np.ndarray, "own ..."], own: Int[np.ndarray, "own"], mesh: Mesh, lanes: int
-) -> Shaped[Array, "lanes ..."]:
+    rows: Shaped[np.ndarray, "own ..."], own: Int[np.ndarray, "own"], mesh: Mesh, batch_size: int
+) -> Shaped[Array, "batch ..."]:
     """An array over all processes' lanes from this process's rows of it."""
 
     def part(index):
         first = index[0].start or 0
-        stop = lanes if index[0].stop is None else index[0].stop
+        stop = batch_size if index[0].stop is None else index[0].stop
         begin = int(np.searchsorted(own, first))
         return rows[begin : begin + stop - first]
 
-    return jax.make_array_from_callback((lanes, *rows.shape[1:]), NamedSharding(mesh, P(LANES)), part)
+    return jax.make_array_from_callback((batch_size, *rows.shape[1:]), NamedSharding(mesh, P(BATCH)), part)
 
 
 def spread_tree(tree, shardings):
@@ -171,4 +171,4 @@ def spread_rows(rows: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> Shaped[Arra
     """Rows that every process has, filled up with zeros to equal parts, each on its devices."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     filled = np.concatenate([rows, np.zeros((-len(rows) % parts, *rows.shape[1:]), rows.dtype)])
-    return spread_tree(filled, NamedSharding(mesh, P(LANES)))
+    return spread_tree(filled, NamedSharding(mesh, P(BATCH)))

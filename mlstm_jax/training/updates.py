@@ -29,16 +29,16 @@ class TrainState(NamedTuple):
 
     params: Params
     moments: optax.OptState  # Adam's
-    lanes: State  # the carried (c, h) of every lane
+    carry: State  # the carried (c, h) of every lane
     update: Int[Array, ""]
     skipped: Int[Array, ""]  # non-finite updates, which changed nothing, so far
     skipped_in_a_row: Int[Array, ""]
 
 
-def init_state(params: Params, lanes: int) -> TrainState:
+def init_state(params: Params, batch_size: int) -> TrainState:
     """The state before the first update."""
     hidden = params["wmh"].shape[0]
-    zeros = jnp.zeros((lanes, hidden), jnp.float32)
+    zeros = jnp.zeros((batch_size, hidden), jnp.float32)
     count = lambda: jnp.zeros((), jnp.int32)
     return TrainState(params, adam.init(params), (zeros, jnp.zeros_like(zeros)), count(), count(), count())
 
@@ -50,13 +50,13 @@ def learning_rate(initial: float, update: int, start: int, end: int) -> float:
 
 def new_state(config: Config) -> TrainState:
     """The state of a run that starts from drawn weights."""
-    return init_state(parameters.init(config.model, config.seed), config.lanes)
+    return init_state(parameters.init(config.model, config.seed), config.batch_size)
 
 
 def draw_state(config: Config, mesh: Mesh) -> TrainState:
     """`new_state`, each array in its place on the mesh. Raises UserError as `shardings` does."""
     sharding.require_units(config.model.hidden, mesh)
-    return _drawing(Config(model=config.model, seed=config.seed, lanes=config.lanes), mesh)()
+    return _drawing(Config(model=config.model, seed=config.seed, batch_size=config.batch_size), mesh)()
 
 
 @lru_cache(4)
@@ -72,15 +72,15 @@ def shardings(config: Config, mesh: Mesh) -> TrainState:
 
 def _places(mesh):
     spread = sharding.named(mesh, sharding.PARAMS)
-    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES, "model")))
+    alone, carry = sharding.named(mesh, (P(), P(sharding.BATCH, "model")))
     moments = optax.ScaleByAdamState(count=alone, mu=spread, nu=spread)
-    return TrainState(spread, moments, (lanes, lanes), alone, alone, alone)
+    return TrainState(spread, moments, (carry, carry), alone, alone, alone)
 
 
 def loss(
     weights: Weights,
-    window: UInt8[Array, "lanes window_and_one"],
-    lanes: State,
+    batch: UInt8[Array, "batch seq_plus_one"],
+    carry: State,
     precision: str | None = None,
     axis: str | None = None,
     unroll: Callable = unroll,
@@ -89,21 +89,21 @@ def loss(
 
     `precision` and `axis` as in `recurrence.unroll`; `unroll` is that, with its other options.
     """
-    nats, lanes = _nats(weights, window, lanes, precision, axis, unroll)
-    return nats.mean(), lanes
+    nats, carry = _nats(weights, batch, carry, precision, axis, unroll)
+    return nats.mean(), carry
 
 
-def _nats(weights, window, lanes, precision, axis, unroll=unroll) -> tuple[Float[Array, "lanes window"], State]:
+def _nats(weights, batch, carry, precision, axis, unroll=unroll) -> tuple[Float[Array, "batch seq"], State]:
     """What every next byte costs, and the state after the window."""
-    hidden, lanes = unroll(weights, window[:, :-1], lanes, precision, axis)
+    hidden, carry = unroll(weights, batch[:, :-1], carry, precision, axis)
     logits = parameters.read_out(weights, hidden, precision, axis)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:].T.astype(jnp.int32)).T, lanes
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:].T.astype(jnp.int32)).T, carry
 
 
 def gradient(
     params: Params,
-    window: UInt8[Array, "lanes window_and_one"],
-    lanes: State,
+    batch: UInt8[Array, "batch seq_plus_one"],
+    carry: State,
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
@@ -116,78 +116,78 @@ def gradient(
     """
     weights, pull_back = jax.vjp(parameters.prepare, params)
     if mesh is None or mesh.size == 1:
-        nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll)
+        nats, carry, slopes = _own_gradient(weights, batch, carry, precision, groups, unroll)
     else:
-        state = P(sharding.LANES, "model")
+        state = P(sharding.BATCH, "model")
         here = jax.shard_map(
             partial(_spread_gradient, precision=precision, groups=groups, unroll=unroll, mesh=mesh),
             mesh=mesh,
-            in_specs=(sharding.WEIGHTS, P(sharding.LANES), (state, state)),
+            in_specs=(sharding.WEIGHTS, P(sharding.BATCH), (state, state)),
             out_specs=(P(), (state, state), sharding.WEIGHTS),
             check_vma=False,
         )
-        nats, lanes, slopes = here(sharding.split(weights, mesh), window, lanes)
+        nats, carry, slopes = here(sharding.split(weights, mesh), batch, carry)
         slopes = sharding.join(slopes, mesh)
-    return nats, lanes, pull_back(slopes)[0]
+    return nats, carry, pull_back(slopes)[0]
 
 
-def _spread_gradient(own, window, lanes, precision, groups, unroll, mesh):
+def _spread_gradient(own, batch, carry, precision, groups, unroll, mesh):
     """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
     weights = sharding.gather(own, precision, mesh)
     axis = sharding.unit_axis(mesh)
-    nats, lanes, slopes = _own_gradient(weights, window, lanes, precision, groups, unroll, axis)
-    return jax.lax.pmean(nats, sharding.LANES), lanes, sharding.reduce(slopes, mesh)
+    nats, carry, slopes = _own_gradient(weights, batch, carry, precision, groups, unroll, axis)
+    return jax.lax.pmean(nats, sharding.BATCH), carry, sharding.reduce(slopes, mesh)
 
 
-def _own_gradient(weights, window, lanes, precision, groups, unroll, axis=None):
+def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
     """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, unroll=unroll), has_aux=True)
     if groups == 1:
-        (nats, lanes), slopes = differentiate(wide, window, lanes)
-        return nats, lanes, slopes
+        (nats, carry), slopes = differentiate(wide, batch, carry)
+        return nats, carry, slopes
 
     def add(so_far, group):
-        (nats, lanes), slopes = differentiate(wide, *group)
-        return jax.tree.map(jnp.add, so_far, (nats, slopes)), lanes
+        (nats, carry), slopes = differentiate(wide, *group)
+        return jax.tree.map(jnp.add, so_far, (nats, slopes)), carry
 
     split = lambda a: a.reshape(groups, -1, *a.shape[1:])
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, wide))
-    (nats, slopes), lanes = jax.lax.scan(add, zeros, jax.tree.map(split, (window, lanes)))
+    (nats, slopes), carry = jax.lax.scan(add, zeros, jax.tree.map(split, (batch, carry)))
     mean = lambda total: total / groups
-    return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), lanes), jax.tree.map(mean, slopes)
+    return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), carry), jax.tree.map(mean, slopes)
 
 
 def train_step(
     state: TrainState,
-    window: UInt8[Array, "lanes window_and_one"],
+    batch: UInt8[Array, "batch seq_plus_one"],
     fresh: Bool[Array, ""] | bool,
     rate: Float[Array, ""] | float,
     *,
-    clip: float,
+    clip_norm: float,
     precision: Precision,
     mesh: Mesh | None = None,
     groups: int = 1,
     unroll: Callable = unroll,
 ) -> tuple[TrainState, Metrics]:
     """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
-    lanes = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.lanes)
-    nats, lanes, slopes = gradient(state.params, window, lanes, precision, mesh, groups, unroll)
-    return apply_gradient(state, slopes, nats, lanes, rate, clip=clip)
+    carry = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.carry)
+    nats, carry, slopes = gradient(state.params, batch, carry, precision, mesh, groups, unroll)
+    return apply_gradient(state, slopes, nats, carry, rate, clip_norm=clip_norm)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
     """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
     sharding.require_units(config.model.hidden, mesh)
     loops, _ = kernels.choose(config, mesh, precision)
-    return _jitted(precision, mesh, config.clip, config.lane_groups, config.segment, loops)
+    return _jitted(precision, mesh, config.clip_norm, config.grad_accumulation, config.remat_every, loops)
 
 
 @lru_cache(4)  # so that runs of one process share a program
-def _jitted(precision, mesh, clip, groups, segment, loops):
-    unroll = partial(unroll, segment=segment, loops=loops)
+def _jitted(precision, mesh, clip_norm, groups, remat_every, loops):
+    loop = partial(unroll, remat_every=remat_every, loops=loops)
     return jax.jit(
-        partial(train_step, clip=clip, precision=precision, mesh=mesh, groups=groups, unroll=unroll),
+        partial(train_step, clip_norm=clip_norm, precision=precision, mesh=mesh, groups=groups, unroll=loop),
         donate_argnames="state",
         out_shardings=(_places(mesh), sharding.named(mesh, P())),
     )
@@ -197,20 +197,20 @@ def shapes(config: Config, mesh: Mesh) -> tuple:
     """What `jitted` takes, as shapes in their places, for compiling it ahead of time."""
     put = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
     state = jax.tree.map(put, jax.eval_shape(partial(new_state, config)), shardings(config, mesh))
-    alone, lanes = sharding.named(mesh, (P(), P(sharding.LANES)))
-    window = jax.ShapeDtypeStruct((config.lanes, config.window + 1), jnp.uint8, sharding=lanes)
+    alone, carry = sharding.named(mesh, (P(), P(sharding.BATCH)))
+    batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_length + 1), jnp.uint8, sharding=carry)
     fresh, rate = (jax.ShapeDtypeStruct((), dtype, sharding=alone) for dtype in (jnp.bool_, jnp.float32))
-    return state, window, fresh, rate
+    return state, batch, fresh, rate
 
 
 def apply_gradient(
     state: TrainState,
     gradient: Params,
     nats: Float[Array, ""],
-    lanes: State,
+    carry: State,
     rate: Float[Array, ""] | float,
     *,
-    clip: float,
+    clip_norm: float,
 ) -> tuple[TrainState, Metrics]:
     """The update that a window's gradient, loss in nats and last state make.
 
@@ -218,18 +218,18 @@ def apply_gradient(
     lanes start afresh.
     """
     norm = optax.tree.norm(gradient)
-    if clip:
-        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
+    if clip_norm:
+        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / norm), gradient)
     direction, moments = _adam(gradient, state.moments)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
-    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), (params, moments, lanes), good)
+    good = jax.tree.reduce(lambda so_far, p: so_far & jnp.isfinite(p).all(), (params, moments, carry), good)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     state = TrainState(
         params=keep(params, state.params),
         moments=keep(moments, state.moments),
-        lanes=keep(lanes, jax.tree.map(jnp.zeros_like, lanes)),
+        carry=keep(carry, jax.tree.map(jnp.zeros_like, carry)),
         update=state.update + 1,
         skipped=state.skipped + (~good).astype(jnp.int32),
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),

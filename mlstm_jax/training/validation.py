@@ -17,53 +17,53 @@ from mlstm_jax.training.updates import LOG2, _nats
 
 def score_step(
     weights: Weights,
-    lanes: State,
-    window: UInt8[Array, "lanes window_and_one"],
-    inside: Bool[Array, "lanes window"],
+    carry: State,
+    batch: UInt8[Array, "batch seq_plus_one"],
+    inside: Bool[Array, "batch seq"],
     precision: Precision,
     mesh: Mesh | None = None,
 ) -> tuple[State, Float[Array, ""]]:
     """The state after the window, and the bits that the targets inside the mask cost, summed over all lanes."""
     if mesh is None or mesh.size == 1:
-        return _own_score(weights, lanes, window, inside, precision)
-    state = P(sharding.LANES, "model")
+        return _own_score(weights, carry, batch, inside, precision)
+    state = P(sharding.BATCH, "model")
     here = jax.shard_map(
         partial(_spread_score, precision=precision, mesh=mesh),
         mesh=mesh,
-        in_specs=(sharding.WEIGHTS, (state, state), P(sharding.LANES), P(sharding.LANES)),
+        in_specs=(sharding.WEIGHTS, (state, state), P(sharding.BATCH), P(sharding.BATCH)),
         out_specs=((state, state), P()),
         check_vma=False,
     )
-    return here(sharding.split(weights, mesh), lanes, window, inside)
+    return here(sharding.split(weights, mesh), carry, batch, inside)
 
 
-def _own_score(weights, lanes, window, inside, precision, axis=None):
-    nats, lanes = _nats(weights, window, lanes, precision, axis)
-    return lanes, jnp.where(inside, nats, 0).sum() / LOG2
+def _own_score(weights, carry, batch, inside, precision, axis=None):
+    nats, carry = _nats(weights, batch, carry, precision, axis)
+    return carry, jnp.where(inside, nats, 0).sum() / LOG2
 
 
-def _spread_score(own, lanes, window, inside, precision, mesh):
+def _spread_score(own, carry, batch, inside, precision, mesh):
     weights = sharding.gather(own, precision, mesh)
-    lanes, bits = _own_score(weights, lanes, window, inside, precision, sharding.unit_axis(mesh))
-    return lanes, jax.lax.psum(bits, sharding.LANES)
+    carry, bits = _own_score(weights, carry, batch, inside, precision, sharding.unit_axis(mesh))
+    return carry, jax.lax.psum(bits, sharding.BATCH)
 
 
 _score_step = jax.jit(score_step, static_argnames=("precision", "mesh"))
 
 
-def bits_per_byte(weights: Weights, windows, precision: Precision, mesh: Mesh) -> float:
+def bits_per_byte(weights: Weights, batches, precision: Precision, mesh: Mesh) -> float:
     """Mean bits per byte over all targets of `scoring_windows`, every lane from the zero state.
 
     The weights are float32, in the places of `sharding.PREPARED`.
     """
     state, bits, targets = None, 0.0, 0
-    for window, inside in windows:
+    for batch, inside in batches:
         targets += int(inside.sum())
-        window, inside = (sharding.spread_rows(rows, mesh) for rows in (window, inside))
+        batch, inside = (sharding.spread_rows(rows, mesh) for rows in (batch, inside))
         if state is None:
-            zeros = np.zeros((len(window), len(weights.wmh)), np.float32)
-            place = sharding.named(mesh, P(sharding.LANES, "model"))
+            zeros = np.zeros((len(batch), len(weights.wmh)), np.float32)
+            place = sharding.named(mesh, P(sharding.BATCH, "model"))
             state = sharding.spread_tree((zeros, zeros), (place, place))
-        state, cost = _score_step(weights, state, window, inside, precision, mesh)
+        state, cost = _score_step(weights, state, batch, inside, precision, mesh)
         bits += float(cost)
     return bits / targets

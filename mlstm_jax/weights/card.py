@@ -13,7 +13,7 @@ def card(about: Mapping[str, Any]) -> str:
     unknown = "not known"
     size, units = about["model"], about["units"]
     of_bytes = size["inputs"] == size["outputs"] == 256
-    heldout = about["bits_per_byte_heldout"]
+    bits = about["validation_bits_per_byte"]
     lines = [
         "---",
         "library_name: mlstm_jax",
@@ -35,7 +35,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"| parameters | {about['parameters']:,} |",
         f"| trained on | {_cell(about['trained_on'] or unknown)} |",
         f"| updates | {unknown if about['update'] is None else format(about['update'], ',')} |",
-        f"| bits per byte, held out | {unknown if heldout is None else format(heldout, '.4f')} |",
+        f"| bits per byte, held out | {unknown if bits is None else format(bits, '.4f')} |",
         f"| SHA-256 of the weights | `{about['digest']}` |",
         "",
         "## The unit that carries sentiment",

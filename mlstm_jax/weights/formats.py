@@ -258,7 +258,7 @@ class About(NamedTuple):
     """What is known of weights from the config.json beside them; None where it does not say."""
 
     update: int | None = None
-    heldout: float | None = None  # bits per byte
+    validation_bits_per_byte: float | None = None  # bits per byte
     trained_on: str | None = None
     digest: str | None = None
 
@@ -275,13 +275,20 @@ def about(path: Path) -> About:
         said = read_json(config)
     except Damaged as error:
         raise UserError(f"{error}; {otherwise}") from None
-    found = About(*map(said.get, ("update", "bits_per_byte_heldout", "trained_on", "digest")))
-    known = type(found.update) in (int, NoneType) and type(found.heldout) in (int, float, NoneType)
+    found = About(*map(said.get, ("update", "validation_bits_per_byte", "trained_on", "digest")))
+    known = type(found.update) in (int, NoneType) and type(found.validation_bits_per_byte) in (int, float, NoneType)
     known = known and all(isinstance(text, str | None) for text in (found.trained_on, found.digest))
-    require(known and math.isfinite(found.heldout or 0), f"{config} is damaged: its fields make no sense; {otherwise}")
+    require(
+        known and math.isfinite(found.validation_bits_per_byte or 0),
+        f"{config} is damaged: its fields make no sense; {otherwise}",
+    )
     changed = f"{config} is not as it was written; {otherwise}, or, to keep what was changed, remove its checksum"
     require(is_sealed(said), changed)
-    return found._replace(heldout=None if found.heldout is None else float(found.heldout))
+    return found._replace(
+        validation_bits_per_byte=None
+        if found.validation_bits_per_byte is None
+        else float(found.validation_bits_per_byte)
+    )
 
 
 def write(params: Params, path: Path, format: Format, about: dict[str, Any], records: Sequence[UnitRecord]) -> None:

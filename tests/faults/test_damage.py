@@ -19,7 +19,7 @@ from mlstm_jax import run as run_folder
 from mlstm_jax import unit_record
 from mlstm_jax.cli import evaluate, score, train
 from mlstm_jax.config import Config
-from mlstm_jax.corpus import windows
+from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
@@ -57,7 +57,7 @@ def runs(folder):
     begin = lambda run_dir: train.main([*named, "--run-dir", str(run_dir)])
     assert begin(folder / "whole") == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "stream", interrupting(windows.stream, 14, signal.SIGTERM))
+        patch.setattr(batches, "stream", interrupting(batches.stream, 14, signal.SIGTERM))
         assert begin(folder / "stopped") == 143
     assert run_folder.steps(folder / "stopped") == [10, 15]
     return folder
@@ -164,7 +164,7 @@ def test_cached_features(found, tmp_path, monkeypatch):
 
 def read_weights(folder):
     model = mlstm_jax.load(folder)
-    about = model.update, model.trained_on, model.bits_per_byte_heldout
+    about = model.update, model.trained_on, model.validation_bits_per_byte
     return {name: np.asarray(array).tobytes() for name, array in model.params.items()}, about
 
 

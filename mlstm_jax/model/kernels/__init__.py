@@ -11,23 +11,23 @@ from mlstm_jax.model.unroll import Loops
 
 
 def choose(config: Config, mesh: Mesh, precision: str) -> tuple[Loops | None, str | None]:
-    """The loops that --recurrence asks for, None for the plain ones; and why these, where it asks for others."""
-    if config.recurrence == "plain":
+    """The loops that --kernels asks for, None for the plain ones; and why these, where it asks for others."""
+    if config.kernels == "xla":
         return None, None
-    device, lanes = mesh.devices.flat[0], config.lanes // config.lane_groups
-    lanes //= mesh.shape["data"] * mesh.shape["fsdp"]
+    device, batch_size = mesh.devices.flat[0], config.batch_size // config.grad_accumulation
+    batch_size //= mesh.shape["data"] * mesh.shape["fsdp"]
     if mesh.shape["model"] > 1:
         return None, "its kernels do not spread units over devices (--mesh.model)"
-    if config.segment:
-        return None, "its kernels keep what --segment computes again"
+    if config.remat_every:
+        return None, "its kernels keep what --remat-every computes again"
     if device.platform == "tpu":
         from mlstm_jax.model.kernels import tpu as kernels
 
-        reason = kernels.reason_against(config.model.hidden, lanes, 2 if precision == "bfloat16" else 4)
+        reason = kernels.reason_against(config.model.hidden, batch_size, 2 if precision == "bfloat16" else 4)
     elif device.platform in ("gpu", "cuda") and "NVIDIA" in device.device_kind:
         from mlstm_jax.model.kernels import gpu as kernels
 
-        reason = kernels.reason_against(config.model.hidden, lanes)
+        reason = kernels.reason_against(config.model.hidden, batch_size)
     else:
         return None, f"there are no kernels for {device.device_kind}"
     return (None, reason) if reason else (kernels.loops(), None)

@@ -21,10 +21,10 @@ from mlstm_jax.model.unroll import Loops
 ROWS, COLUMNS, DEPTH = 128, 32, 64  # of the part of a product that a block of threads does at a time, at most
 
 
-def reason_against(hidden: int, lanes: int) -> str | None:
+def reason_against(hidden: int, batch_size: int) -> str | None:
     """Why these kernels cannot do so many units of so many lanes; None where they can."""
-    if hidden % DEPTH or lanes % 16:
-        return f"its GPU kernels take units in steps of {DEPTH} and lanes in steps of 16, not {hidden} and {lanes}"
+    if hidden % DEPTH or batch_size % 16:
+        return f"its GPU kernels take units in steps of {DEPTH} and lanes in steps of 16, not {hidden} and {batch_size}"
     return None
 
 

@@ -20,11 +20,11 @@ LANES = 128  # that are computed together, where they can be parted so
 VMEM = 120 * 2**20  # of the 128 MiB that a v5e or v6e has
 
 
-def reason_against(hidden: int, lanes: int, itemsize: int = 2) -> str | None:
+def reason_against(hidden: int, batch_size: int, itemsize: int = 2) -> str | None:
     """Why these kernels cannot do so many units of so many lanes; None where they can."""
-    if hidden % 128 or lanes % 16:
-        return f"its TPU kernels take units in steps of 128 and lanes in steps of 16, not {hidden} and {lanes}"
-    together = _together(lanes)
+    if hidden % 128 or batch_size % 16:
+        return f"its TPU kernels take units in steps of 128 and lanes in steps of 16, not {hidden} and {batch_size}"
+    together = _together(batch_size)
     passing = together * hidden * (5 * 4 + 5 * itemsize + 2 * 4 + itemsize) * 2  # in two buffers
     working = together * hidden * 16 * 4
     need = 5 * hidden**2 * itemsize + passing + working
@@ -38,22 +38,22 @@ def loops(interpret: bool = False) -> Loops:
     return Loops(partial(_forward, interpret=interpret), partial(_backward, interpret=interpret))
 
 
-def _together(lanes):
-    return LANES if lanes % LANES == 0 else lanes
+def _together(batch_size):
+    return LANES if batch_size % LANES == 0 else batch_size
 
 
 def _specs(batch, time, reverse=False):
     """Blocks: of a byte of some lanes, [time, batch, width]; of some lanes, [batch, width]; a whole matrix."""
-    lanes = _together(batch)
+    batch_size = _together(batch)
     when = (lambda t: time - 1 - t) if reverse else (lambda t: t)
-    step = lambda width: pl.BlockSpec((None, lanes, width), lambda b, t: (when(t), b, 0))
-    rows = lambda width: pl.BlockSpec((lanes, width), lambda b, t: (b, 0))
+    step = lambda width: pl.BlockSpec((None, batch_size, width), lambda b, t: (when(t), b, 0))
+    rows = lambda width: pl.BlockSpec((batch_size, width), lambda b, t: (b, 0))
     # One buffer: the block never changes, and two would not fit.
     whole = lambda w: pl.BlockSpec(w.shape, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(1))
-    return (batch // lanes, time), step, rows, whole
+    return (batch // batch_size, time), step, rows, whole
 
 
-def _call(kernel, grid, in_specs, out, lanes, hidden, aliases, interpret, arrays):
+def _call(kernel, grid, in_specs, out, batch_size, hidden, aliases, interpret, arrays):
     shapes, out_specs = zip(*out, strict=True)
     return pl.pallas_call(
         kernel,
@@ -61,7 +61,7 @@ def _call(kernel, grid, in_specs, out, lanes, hidden, aliases, interpret, arrays
         grid=grid,
         in_specs=in_specs,
         out_specs=out_specs,
-        scratch_shapes=[tpu.VMEM((lanes, hidden), jnp.float32)] * 2,
+        scratch_shapes=[tpu.VMEM((batch_size, hidden), jnp.float32)] * 2,
         input_output_aliases=aliases,
         compiler_params=tpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM),
         interpret=interpret,

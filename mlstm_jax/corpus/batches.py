@@ -13,7 +13,7 @@ from mlstm_jax.errors import require
 Bytes = UInt8[np.ndarray, "bytes"]
 
 
-class Windows:
+class Batches:
     """Training windows over shards of bytes.
 
     Every shard is cut into `lanes` contiguous lanes; a window is the next `window` bytes of every lane, and one byte
@@ -21,18 +21,18 @@ class Windows:
     after pass) depends on nothing else, so that one number, the same on any number of processes, is the cursor.
     """
 
-    def __init__(self, shards: Sequence[Bytes], lanes: int, window: int):
+    def __init__(self, shards: Sequence[Bytes], batch_size: int, seq_length: int):
         """Raises UserError where a shard has fewer bytes than one window for every lane."""
-        self.shards, self.lanes, self.window = shards, lanes, window
-        need, sizes = lanes * window + 1, [len(shard) for shard in shards]
+        self.shards, self.batch_size, self.seq_length = shards, batch_size, seq_length
+        need, sizes = batch_size * seq_length + 1, [len(shard) for shard in shards]
         for number, size in enumerate(sizes):
             require(
                 size >= need,
-                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {lanes} lanes x {window} bytes + 1 "
-                f"= {need:,} are needed for one update; lower --lanes, --window or --shards",
+                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} lanes x {seq_length} bytes + 1 "
+                f"= {need:,} are needed for one update; lower --batch-size, --seq-length or --shards",
             )
         self.bytes = sum(sizes)
-        self.counts = np.array([(size - 1) // (lanes * window) for size in sizes])
+        self.counts = np.array([(size - 1) // (batch_size * seq_length) for size in sizes])
         self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
@@ -42,20 +42,23 @@ class Windows:
     @property
     def unused(self) -> int:
         """Bytes at the shards' ends that fill no window."""
-        return self.bytes - len(self) * self.lanes * self.window
+        return self.bytes - len(self) * self.batch_size * self.seq_length
 
     def at(
         self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)
-    ) -> tuple[UInt8[np.ndarray, "own {self.window}+1"], bool]:
+    ) -> tuple[UInt8[np.ndarray, "own {self.seq_length}+1"], bool]:
         """Window number `position`, and whether a shard begins there, where the state starts from zero.
 
         Only the lanes named in `own` are read.
         """
         number = self.shard(position)
         place = position % len(self) - int(self.ends[number] - self.counts[number])
-        lane_bytes = int(self.counts[number]) * self.window
+        row_bytes = int(self.counts[number]) * self.seq_length
         rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
-            self.shards[number][place * self.window :], (self.lanes, self.window + 1), (lane_bytes, 1), writeable=False
+            self.shards[number][place * self.seq_length :],
+            (self.batch_size, self.seq_length + 1),
+            (row_bytes, 1),
+            writeable=False,
         )
         return np.array(rows[own]), place == 0
 
@@ -65,12 +68,12 @@ class Windows:
 
 
 def stream(
-    windows: Windows,
+    batches: Batches,
     position: int,
     check: Callable[[int], None] = lambda shard: None,
     own: Int[np.ndarray, "own"] | slice = slice(None),
     ahead: int = 8,
-) -> Iterator[tuple[UInt8[np.ndarray, "own window_and_one"], bool]]:
+) -> Iterator[tuple[UInt8[np.ndarray, "own seq_plus_one"], bool]]:
     """Windows from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
 
     Of every window only the lanes named in `own`, a process's own ones, are read. `check(shard)` is called before the
@@ -82,10 +85,10 @@ def stream(
         last = None
         for number in itertools.count(position):
             try:
-                if (shard := windows.shard(number)) != last:
+                if (shard := batches.shard(number)) != last:
                     check(shard)
                     last = shard
-                item = windows.at(number, own)
+                item = batches.at(number, own)
             except Exception as error:
                 item = error
             while not stop.is_set():
@@ -108,20 +111,20 @@ def stream(
         stop.set()
 
 
-def scoring_windows(
-    data: Bytes, lanes: int, window: int
-) -> Iterator[tuple[UInt8[np.ndarray, "lanes window_and_one"], Bool[np.ndarray, "lanes window"]]]:
+def scoring_batches(
+    data: Bytes, batch_size: int, seq_length: int
+) -> Iterator[tuple[UInt8[np.ndarray, "batch seq_plus_one"], Bool[np.ndarray, "batch seq"]]]:
     """All of `data` in a fixed number of lanes, window by window, with a mask of the targets that count.
 
     A lane reads on into the next lane's first byte, so that every byte but the first of `data` is a target once
     (the last lane is the shorter one).
     """
     targets = len(data) - 1
-    lane_bytes = -(-targets // lanes)
-    padded = np.zeros(lanes * lane_bytes + window + 1, np.uint8)
+    row_bytes = -(-targets // batch_size)
+    padded = np.zeros(batch_size * row_bytes + seq_length + 1, np.uint8)
     padded[: len(data)] = data
-    starts = np.arange(lanes)[:, None] * lane_bytes
-    for place in range(0, lane_bytes, window):
-        offsets = place + np.arange(window + 1)
-        inside = (offsets[:-1] < lane_bytes) & (starts + offsets[:-1] < targets)
+    starts = np.arange(batch_size)[:, None] * row_bytes
+    for place in range(0, row_bytes, seq_length):
+        offsets = place + np.arange(seq_length + 1)
+        inside = (offsets[:-1] < row_bytes) & (starts + offsets[:-1] < targets)
         yield padded[starts + offsets], inside
