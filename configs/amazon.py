@@ -1,6 +1,6 @@
 """The paper's recipe (Radford et al. 2017, section 3): 4096 units, one pass over 82 million Amazon reviews.
 
-    python -m mlstm_jax.cli.corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
+    mlstm corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
     python train.py --config configs/amazon.py
 
 Expect 1.12 bits per byte on the test bytes and 91.8 % on SST. One pass over 38.8e9 bytes is 1,184,000 updates and

@@ -1,6 +1,6 @@
 """The paper's model on eight devices and more: 2048 lanes, after Puri et al. 2018 (arXiv 1808.01371).
 
-    python -m mlstm_jax.cli.corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
+    mlstm corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
     python train.py --config configs/amazon_2048.py
     python train.py --config configs/amazon_2048.py --plan v5e:4x4
 

@@ -1,9 +1,13 @@
 """The sentiment neuron in JAX: a byte-level mLSTM, its unit that carries sentiment, reviews with that unit held."""
 
-__all__ = ["LanguageModel", "load"]
+__all__ = ["LanguageModel", "__version__", "load"]
 
 
-def __getattr__(name):
+def __getattr__(name):  # late, because jax takes a second to import
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mlstm-jax")
     if name in __all__:
         from mlstm_jax.inference import language_model
 

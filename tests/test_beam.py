@@ -90,7 +90,7 @@ def test_the_command_with_a_runner_and_what_is_wrong_with_it(reviews, tmp_path):
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "bad" / "manifest.json").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "mlstm_jax.cli.corpus", "-", "--out", str(tmp_path / "bad"), "--runner", "DirectRunner"],
+        [sys.executable, "-m", "mlstm_jax", "corpus", "-", "--out", str(tmp_path / "bad"), "--runner", "DirectRunner"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ def arguments(reviews, run_dir, *more):
 def finished(reviews, tmp_path_factory):
     """A run of 20 updates, with checkpoints 10 and 20."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.main(arguments(reviews, run_dir)) == 0
+    assert train.run(arguments(reviews, run_dir)) == 0
     return run_dir
 
 
@@ -95,7 +95,7 @@ def assert_same_run(a, b):
 def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, monkeypatch, capsys):
     with full_disk(monkeypatch, 8) as lift:
         monkeypatch.setattr(checkpoint.time, "sleep", lift)
-        assert train.main(arguments(reviews, tmp_path / "run")) == 0
+        assert train.run(arguments(reviews, tmp_path / "run")) == 0
     assert "checkpoint 10 could not be saved (File too large); trying again" in capsys.readouterr().out
     again, last = run_folder.steps(tmp_path / "run")
     assert 10 < again < last == 20
@@ -106,9 +106,9 @@ def test_where_saving_fails_for_good_the_run_ends_and_goes_on_later(reviews, fin
     told = r"run: checkpoint 20 could not be saved \(File too large\); checkpoint 10 is safe, and the same command"
     safe = tmp_path / "run" / "checkpoints" / "10"
     with full_disk(monkeypatch, 15, after=safe), pytest.raises(UserError, match=told):
-        train.main(arguments(reviews, tmp_path / "run"))
+        train.run(arguments(reviews, tmp_path / "run"))
     assert run_folder.steps(tmp_path / "run") == [10]
-    assert train.main(arguments(reviews, tmp_path / "run")) == 0
+    assert train.run(arguments(reviews, tmp_path / "run")) == 0
     assert_same_run(tmp_path / "run", finished)
 
 
@@ -134,7 +134,7 @@ def test_what_is_saved_is_read_back_once(reviews, tmp_path, monkeypatch):
         return load(path, names, mesh)
 
     monkeypatch.setattr(checkpoint, "_load", counted)
-    train.main(arguments(reviews, tmp_path / "run"))
+    train.run(arguments(reviews, tmp_path / "run"))
     assert asked == [("10", "params"), ("10", "train")]
 
     def broken(*_):
@@ -142,13 +142,13 @@ def test_what_is_saved_is_read_back_once(reviews, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_load", broken)
     with pytest.raises(UserError, match="checkpoint 10 was saved, but cannot be read again .NOT_FOUND: no such array"):
-        train.main(arguments(reviews, tmp_path / "other"))
+        train.run(arguments(reviews, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "a\\b"])
 def test_a_folder_whose_name_is_a_pattern_is_refused_before_anything_is_made(reviews, tmp_path, name):
     with pytest.raises(UserError, match="no checkpoint can be kept where a name has"):
-        train.main(arguments(reviews, tmp_path / name / "run"))
+        train.run(arguments(reviews, tmp_path / name / "run"))
     assert not (tmp_path / name).exists()
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_is_moved_while_it_trains_ends_with_one_line(reviews, tmp_pat
 
     monkeypatch.setattr(batches, "stream", moving)
     with pytest.raises(UserError, match="run is gone, removed or moved while it was trained"):
-        train.main(arguments(reviews, tmp_path / "run"))
+        train.run(arguments(reviews, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_config_that_is_lost_is_read_from_a_checkpoint_and_written_again(damag
     before = json.loads(path.read_text())
     path.unlink() if damage is None else path.write_text(damage(path.read_text()))
     assert mlstm_jax.load(copy).update == 20
-    assert train.main(["--run-dir", str(copy)]) == 0
+    assert train.run(["--run-dir", str(copy)]) == 0
     lost = "missing" if damage is None else "damaged"
     assert f"config.json is {lost}: taking the config that checkpoint 20 holds" in capsys.readouterr().out
     assert json.loads(path.read_text()) == before | {"run_dir": str(copy)}

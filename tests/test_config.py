@@ -79,7 +79,7 @@ def is_string(node):
 
 def flags():
     """Every field by its name on the command line, with the value that configs/quickstart.py gives it."""
-    values = configs.to_dict(arguments.load_file(arguments.QUICKSTART))
+    values = configs.to_dict(arguments.load_file(arguments.find_config("quickstart")))
     groups = {name: values.pop(name) for name in ("model", "mesh")}
     flat = values | {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items()}
     return {"--" + name.replace("_", "-"): value for name, value in flat.items()}

@@ -441,7 +441,7 @@ def test_a_card_says_what_is_not_known(lm, tmp_path, monkeypatch):
 
 
 def test_the_command_line_converts_and_ends_with_2_where_it_cannot(golden, tmp_path):
-    command = [sys.executable, "-m", "mlstm_jax.cli.convert"]
+    command = [sys.executable, "-m", "mlstm_jax", "convert"]
     run = lambda *args: subprocess.run([*command, *args], cwd=tmp_path, capture_output=True, text=True, env=env)
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     done = run(str(golden / "openai" / "model"), "out", "--format", "seed")

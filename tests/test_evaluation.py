@@ -342,7 +342,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     ]
     arguments += ["--batch-size", "4", "--seq-length", "16", "--updates", "12", "--save-every", "4", "--keep", "9"]
     arguments += ["--eval-every", "8"]
-    assert train.main(arguments) == 0
+    assert train.run(arguments) == 0
     capsys.readouterr()
     again = dict(task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
     evaluate.main(tmp_path / "run", **again)

@@ -102,7 +102,7 @@ def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(t
     bits = []
     for name in ("xla", "pallas"):
         run = tmp_path / name
-        assert train.main(["--data", str(data), "--run-dir", str(run), "--kernels", name, *settings]) == 0
+        assert train.run(["--data", str(data), "--run-dir", str(run), "--kernels", name, *settings]) == 0
         bits.append([row.get("bits_per_byte") for row in run_folder.read_metrics(run)])
         assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
             name == "pallas"

@@ -32,11 +32,11 @@ def state(run):
 
 config = ["--config", sys.argv[1], "--data", "reviews.csv", "--validation-fraction", "0.2", "--sample-every", "0"]
 found = {"of others": state("healthy")}
-printed(train.main, ["--run-dir", "healthy", "--more-updates", "3"])
-printed(train.main, [*config, "--run-dir", "new", "--updates", "7"])
-printed(train.main, ["--run-dir", "new", "--more-updates", "3"])
+printed(train.run, ["--run-dir", "healthy", "--more-updates", "3"])
+printed(train.run, [*config, "--run-dir", "new", "--updates", "7"])
+printed(train.run, ["--run-dir", "new", "--more-updates", "3"])
 narrow = ["--precision", "bfloat16", "--grad-accumulation", "2", "--remat-every", "8", "--updates", "3"]
-printed(train.main, [*config, *narrow, "--run-dir", "narrow"])
+printed(train.run, [*config, *narrow, "--run-dir", "narrow"])
 for run in ("healthy", "new", "narrow"):
     found[run] = state(run)
 run = pathlib.Path("new")

@@ -127,7 +127,7 @@ def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch,
 def test_hardware_that_is_not_known_is_one_clear_line(monkeypatch, name, told):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match=told):
-        train.main(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
+        train.run(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
 
 
 @pytest.mark.parametrize(
@@ -137,12 +137,12 @@ def test_a_missing_plugin_is_named(monkeypatch, name, module, extra):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'mlstm-jax\[{extra}\]'"):
-        train.main(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
+        train.run(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
 
 
 def test_a_run_explains_itself(tmp_path, capsys):
     args = ["--config", str(ROOT / "configs" / "tiny.py"), "--run-dir", str(tmp_path / "run"), "--updates", "4"]
-    assert train.main([*args, "--model.hidden", "256", "--profile", "1"]) == 0
+    assert train.run([*args, "--model.hidden", "256", "--profile", "1"]) == 0
     out = capsys.readouterr().out
     assert f"1 x {jax.devices()[0].platform}" in out and "mesh: data 1, fsdp 1, model 1" in out
     size = ModelConfig(hidden=256, embed=8)

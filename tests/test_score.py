@@ -383,7 +383,7 @@ def test_where_no_row_can_be_scored_the_notes_are_kept_and_the_status_is_2(run, 
         assert f"no row could be scored; the notes in {out} say why" in refused(run, source, out, resume=resume)
         assert [row["note"][:12] for row in back(out.read_bytes())] == ["empty", "not readable"]
     assert "2 rows" in capsys.readouterr().err
-    status, data, err = ended("-m", "mlstm_jax.cli.score", run, "-", data=b"&nbsp;\n")
+    status, data, err = ended("-m", "mlstm_jax", "score", run, "-", data=b"&nbsp;\n")
     assert status == 2 and err.endswith("error: no row could be scored; the notes in the rows say why\n")
     assert [row["note"] for row in back(data)] == ["empty"]
 
@@ -501,10 +501,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, tmp_path):
 
 def test_standard_input_to_standard_output(run, tmp_path):
     data = b'{"text": "good", "label": 1}\n{"text": "b\\u0000d"}\n'
-    status, out, err = ended("-m", "mlstm_jax.cli.score", run, "-", data=data)
+    status, out, err = ended("-m", "mlstm_jax", "score", run, "-", data=data)
     assert status == 0 and err == f"{CLASSES}\n2 rows\n"
     assert [(row["text"], row["label"]) for row in back(out)] == [("good", "1"), ("b\0d", "")]
-    status, out, _ = ended("-m", "mlstm_jax.cli.score", run, "-", "--json", data=b"good\nb\xffd\n")
+    status, out, _ = ended("-m", "mlstm_jax", "score", run, "-", "--json", data=b"good\nb\xffd\n")
     assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0
 
 
@@ -517,7 +517,7 @@ def test_a_full_disk_is_one_line_and_what_is_done_is_kept(run, tmp_path):
     status, _, err = ended("-c", SMALL, run, source, "--out", out, "--resume")
     assert status == 0 and len(back(out.read_bytes())) == 500
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "mlstm_jax.cli.score", run, source]
+        command = [sys.executable, "-m", "mlstm_jax", "score", run, source]
         process = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 2 and process.stderr.startswith(b"error: cannot write to standard output: No space")
     assert process.stderr.count(b"\n") == 1

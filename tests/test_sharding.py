@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from launch import ROOT, assert_same_figures, end, figures, start, train, write_reviews
 
 from mlstm_jax import run as run_folder
-from mlstm_jax.cli.train import main
+from mlstm_jax.cli.train import run
 from mlstm_jax.config import Config, MeshConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.training import checkpoint, sharding
@@ -251,7 +251,7 @@ def test_a_mesh_that_does_not_fit_makes_no_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
     arguments = ["--config", str(ROOT / "configs" / "tiny.py"), "--data", str(reviews), "--run-dir", str(run_dir)]
     with pytest.raises(UserError, match="a mesh of 3 x 1 x 1 .* does not fit 1 device; change --mesh.data"):
-        main([*arguments, "--mesh.data", "3"])
+        run([*arguments, "--mesh.data", "3"])
     assert [path.name for path in run_dir.iterdir()] == [".lock"], "with this alone another try is let in"
 
 

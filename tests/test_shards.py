@@ -518,11 +518,11 @@ def copy(corpus, tmp_path):
 
 
 def test_training_reads_the_shards_in_their_order(corpus, tmp_path, capsys):
-    assert train.main(arguments(corpus, tmp_path / "run")) == 0
+    assert train.run(arguments(corpus, tmp_path / "run")) == 0
     assert "to train on in 7 shards" in capsys.readouterr().out
     state, meta = checkpoint.restore(tmp_path / "run", say=print)
     assert int(state.update) == 20 and meta["position"] == 20
-    assert train.main(["--run-dir", str(tmp_path / "run"), "--verify"]) == 0
+    assert train.run(["--run-dir", str(tmp_path / "run"), "--verify"]) == 0
     assert "all 7 shards" in capsys.readouterr().out
 
 
@@ -530,10 +530,10 @@ def test_a_truncated_or_missing_shard_is_named_before_training_starts(copy, tmp_
     shard = copy / "train-00003.bin"
     os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(UserError, match="train-00003.bin has .* bytes, and should have"):
-        train.main(arguments(copy, tmp_path / "run"))
+        train.run(arguments(copy, tmp_path / "run"))
     shard.unlink()
     with pytest.raises(UserError, match="train-00003.bin is missing"):
-        train.main(arguments(copy, tmp_path / "run"))
+        train.run(arguments(copy, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -543,9 +543,9 @@ def test_altered_bytes_are_named_before_training_on_them(copy, tmp_path, name):
     data[len(data) // 2] ^= 1
     (copy / f"{name}.bin").write_bytes(data)
     with pytest.raises(UserError, match=f"{name}.bin has changed"):
-        train.main(arguments(copy, tmp_path / "run"))
+        train.run(arguments(copy, tmp_path / "run"))
     with pytest.raises(UserError, match=f"{name}.bin has changed"):
-        train.main(arguments(copy, tmp_path / "run", "--verify"))
+        train.run(arguments(copy, tmp_path / "run", "--verify"))
 
 
 def test_one_figure_that_differs_in_a_manifest_is_noticed(copy, tmp_path):
@@ -553,7 +553,7 @@ def test_one_figure_that_differs_in_a_manifest_is_noticed(copy, tmp_path):
     assert '"seed": 3' in text
     (copy / "manifest.json").write_text(text.replace('"seed": 3', '"seed": 2'))
     with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
-        train.main(arguments(copy, tmp_path / "run"))
+        train.run(arguments(copy, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["train-00003.ends.npy", "test.labels.jsonl", "bad_lines.jsonl"])
@@ -561,7 +561,7 @@ def test_one_figure_that_differs_in_a_manifest_is_noticed(copy, tmp_path):
 def test_what_lies_beside_the_bytes_is_verified_too(copy, tmp_path, name, how):
     damage(copy / name, how)
     with pytest.raises(UserError, match=f"{name} (has changed|is missing)"):
-        train.main(arguments(copy, tmp_path / "run", "--verify"))
+        train.run(arguments(copy, tmp_path / "run", "--verify"))
 
 
 def as_version_0_1_0(value):
@@ -573,7 +573,7 @@ def test_a_corpus_of_an_earlier_version_is_read(copy, tmp_path, capsys):
     manifest = as_version_0_1_0(json.loads((copy / "manifest.json").read_text()))
     (copy / "manifest.json").write_text(json.dumps(manifest, indent=1))
     (copy / "test.labels.jsonl").unlink()  # of which it had no checksum
-    assert train.main(arguments(copy, tmp_path / "run", "--verify")) == 0
+    assert train.run(arguments(copy, tmp_path / "run", "--verify")) == 0
     assert "all 7 shards" in capsys.readouterr().out
 
 
@@ -581,7 +581,7 @@ def test_there_is_nothing_to_verify_where_data_are_not_prepared(tmp_path):
     (tmp_path / "reviews.txt").write_text("one\ntwo\nthree\nfour\n" * 100)
     for data in ("movie-reviews", tmp_path / "reviews.txt", tmp_path / "none"):
         with pytest.raises(UserError, match="there is nothing to verify") as error:
-            train.main(["--run-dir", str(tmp_path / "run"), "--data", str(data), "--verify"])
+            train.run(["--run-dir", str(tmp_path / "run"), "--data", str(data), "--verify"])
         assert str(data) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -626,7 +626,7 @@ HOSTILE = [
 def test_a_damaged_manifest_is_one_clear_line(copy, tmp_path, text):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest.json"):
-        train.main(arguments(copy, tmp_path / "run"))
+        train.run(arguments(copy, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_an_edited_manifest_is_one_clear_line(copy, tmp_path, change):
     manifest["parts"][1:2] = [manifest["parts"][1] | change] if change else []
     (copy / "manifest.json").write_text(json.dumps(as_version_0_1_0(manifest)))
     with pytest.raises(UserError, match="manifest.json lacks parts, or has been changed"):
-        train.main(arguments(copy, tmp_path / "run", "--verify"))
+        train.run(arguments(copy, tmp_path / "run", "--verify"))
 
 
 @contextmanager
@@ -679,7 +679,7 @@ def test_training_may_open_as_many_files_as_the_system_grants(tmp_path):
     with few_files():
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with pytest.raises(UserError, match="no such file"):
-            train.main(arguments(tmp_path / "missing.txt", tmp_path / "run"))
+            train.run(arguments(tmp_path / "missing.txt", tmp_path / "run"))
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard) and soft < hard
 
 

@@ -53,10 +53,10 @@ def test_evaluation_and_score(weights, tmp_path):
     arguments = ("--task", file, "--positive", f"good{EVIL}", "--report", tmp_path / f"report{EVIL}")
     arguments += ("--samples", "2", "--sample-length", "20")
     assert "positive = good\ufffd" in shown("eval_sst.py", weights, *arguments[:4], status=0)
-    shown("-m", "mlstm_jax.cli.score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
+    shown("-m", "mlstm_jax", "score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
     empty = tmp_path / f"empty{EVIL}.jsonl"
     empty.write_text('{"text": ""}\n{broken' + EVIL)
-    shown("-m", "mlstm_jax.cli.score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
+    shown("-m", "mlstm_jax", "score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def arguments(reviews, run_dir, *more):
 def finished(reviews, tmp_path_factory):
     """A run of 20 updates, never interrupted."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.main(arguments(reviews, run_dir)) == 0
+    assert train.run(arguments(reviews, run_dir)) == 0
     return run_dir
 
 
@@ -88,7 +88,7 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
     assert [m["update"] for m in metrics if "validation_bits_per_byte" in m] == [10, 20]
     assert "test_bits_per_byte" in metrics[-1]
     assert list((finished / "tensorboard").iterdir()) and (finished / "loss_curve.png").stat().st_size > 10_000
-    assert train.main(["--run-dir", str(finished)]) == 0
+    assert train.run(["--run-dir", str(finished)]) == 0
     said = capsys.readouterr().out
     assert "is finished (20 updates); --more-updates N" in said
     assert f"python eval_sst.py {finished}" in said and f"python sample.py {finished}" in said
@@ -135,9 +135,9 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, number)
-        assert train.main(arguments(reviews, run_dir)) == status
+        assert train.run(arguments(reviews, run_dir)) == status
     assert "stopped and saved after update 7 of 20" in capsys.readouterr().out
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
     scored = lambda run: [
         m for m in run_folder.read_metrics(run) if "validation_bits_per_byte" in m or "test_bits_per_byte" in m
@@ -152,7 +152,7 @@ def test_under_nohup_a_run_goes_on_when_its_terminal_closes(reviews, tmp_path, m
     try:
         with monkeypatch.context() as patch:
             interrupt_at(patch, 6, signal.SIGHUP)
-            assert train.main(arguments(reviews, tmp_path / "run")) == 0
+            assert train.run(arguments(reviews, tmp_path / "run")) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
     assert max(run_folder.steps(tmp_path / "run")) == 20
@@ -182,11 +182,11 @@ def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, 
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 14, signal.SIGTERM)
-        train.main(arguments(reviews, run_dir))
+        train.run(arguments(reviews, run_dir))
     assert run_folder.steps(run_dir) and set(run_folder.steps(run_dir)) == {10, 15}
     flip_a_byte(run_dir / "checkpoints" / "15", part)
     capsys.readouterr()
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     said = capsys.readouterr().out
     assert "checkpoint 15 is damaged" in said and "resuming" in said and "after update 10" in said
     assert (run_dir / "damaged" / "15").is_dir()
@@ -195,20 +195,20 @@ def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_moved_or_overwritten(reviews, tmp_path):
     run_dir = tmp_path / "run"
-    train.main(arguments(reviews, run_dir, "--updates", "10"))
+    train.run(arguments(reviews, run_dir, "--updates", "10"))
     flip_a_byte(run_dir / "checkpoints" / "10")
     before = sorted((run_dir / "checkpoints").rglob("*"))
     with pytest.raises(UserError, match="no checkpoint of .* can be read: checkpoint 10 is damaged"):
-        train.main(["--run-dir", str(run_dir)])
+        train.run(["--run-dir", str(run_dir)])
     assert sorted((run_dir / "checkpoints").rglob("*")) == before
 
 
 def test_a_config_that_does_not_fit_the_run_is_refused_with_the_fields(finished, reviews):
     before = (finished / "config.json").read_text()
     with pytest.raises(UserError, match=r"batch_size \(4 -> 8\), model.hidden \(16 -> 32\) may not change"):
-        train.main(["--run-dir", str(finished), "--batch-size", "8", "--model.hidden", "32"])
+        train.run(["--run-dir", str(finished), "--batch-size", "8", "--model.hidden", "32"])
     with pytest.raises(UserError, match="updates"):
-        train.main(arguments(reviews, finished, "--updates", "30"))
+        train.run(arguments(reviews, finished, "--updates", "30"))
     assert (finished / "config.json").read_text() == before
 
 
@@ -216,8 +216,8 @@ def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, c
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 2, signal.SIGTERM)
-        train.main(arguments(reviews, run_dir))
-    assert train.main(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
+        train.run(arguments(reviews, run_dir))
+    assert train.run(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
     assert "changed for this run from now on: save_every (10 -> 4), keep (3 -> 2)" in capsys.readouterr().out
     assert set(run_folder.steps(run_dir)) == {16, 20}
     assert train.stored_config(run_dir).save_every == 4
@@ -226,16 +226,16 @@ def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, c
 def test_a_run_whose_data_changed_is_refused(reviews, tmp_path):
     data, run_dir = tmp_path / "reviews.txt", tmp_path / "run"
     data.write_bytes(reviews.read_bytes())
-    train.main(arguments(data, run_dir, "--updates", "5"))
+    train.run(arguments(data, run_dir, "--updates", "5"))
     data.write_bytes(reviews.read_bytes() + b"\none more review")
     with pytest.raises(UserError, match="have changed"):
-        train.main(["--run-dir", str(run_dir)])
+        train.run(["--run-dir", str(run_dir)])
 
 
 def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path, capsys):
     source = golden / "seed" / "model.npy"
     options = ("--init", str(source), "--updates", "1", "--learning-rate", "1e-30")
-    assert train.main(arguments(reviews, tmp_path / "still", *options)) == 0
+    assert train.run(arguments(reviews, tmp_path / "still", *options)) == 0
     assert f"starting from {source}: 48 units, embedding of 16, a fresh optimizer" in capsys.readouterr().out
     state, meta = checkpoint.restore(tmp_path / "still", say=print)
     before = mlstm_jax.load(source)
@@ -249,16 +249,16 @@ def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path
     source = tmp_path / "model.npy"
     source.write_bytes((golden / "seed" / "model.npy").read_bytes())
     options = ("--init", str(source))
-    assert train.main(arguments(reviews, tmp_path / "whole", *options)) == 0
+    assert train.run(arguments(reviews, tmp_path / "whole", *options)) == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, signal.SIGTERM)
-        assert train.main(arguments(reviews, tmp_path / "run", *options)) == 143
+        assert train.run(arguments(reviews, tmp_path / "run", *options)) == 143
     source.unlink()
     with pytest.raises(UserError, match="init .* may not change"):
-        train.main(arguments(reviews, tmp_path / "run", "--init", str(golden / "openai" / "model")))
+        train.run(arguments(reviews, tmp_path / "run", "--init", str(golden / "openai" / "model")))
     with pytest.raises(UserError, match="init .* may not change"):
-        train.main(arguments(reviews, tmp_path / "run"))
-    assert train.main(arguments(reviews, tmp_path / "run", *options)) == 0
+        train.run(arguments(reviews, tmp_path / "run"))
+    assert train.run(arguments(reviews, tmp_path / "run", *options)) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     losses = [m["bits_per_byte"] for m in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in m]
     assert losses[-1] < losses[0]
@@ -268,46 +268,46 @@ def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path
 
 
 def test_training_from_a_run_of_our_own(finished, reviews, tmp_path):
-    assert train.main(arguments(reviews, tmp_path / "run", "--init", str(finished), "--learning-rate", "1e-30")) == 0
+    assert train.run(arguments(reviews, tmp_path / "run", "--init", str(finished), "--learning-rate", "1e-30")) == 0
     assert mlstm_jax.load(tmp_path / "run").digest == mlstm_jax.load(finished).digest
 
 
 def test_weights_that_training_cannot_start_from_are_one_clear_line(reviews, tmp_path):
     with pytest.raises(UserError, match="--init nowhere does not exist"):
-        train.main(arguments(reviews, tmp_path / "run", "--init", "nowhere"))
+        train.run(arguments(reviews, tmp_path / "run", "--init", "nowhere"))
     (tmp_path / "w.npy").write_bytes(b"\x93NUMPY and no more")
     with pytest.raises(UserError, match="w.npy cannot be read"):
-        train.main(arguments(reviews, tmp_path / "run", "--init", str(tmp_path / "w.npy")))
-    assert train.main(arguments(reviews, tmp_path / "run")) == 0  # nothing stands in the way of another try
+        train.run(arguments(reviews, tmp_path / "run", "--init", str(tmp_path / "w.npy")))
+    assert train.run(arguments(reviews, tmp_path / "run")) == 0  # nothing stands in the way of another try
 
 
 def test_a_finished_run_trains_on_with_a_new_decay(reviews, tmp_path):
     run_dir = tmp_path / "run"
-    train.main(arguments(reviews, run_dir, "--updates", "5"))
-    assert train.main(["--run-dir", str(run_dir), "--more-updates", "5", "--log-every", "1"]) == 0
+    train.run(arguments(reviews, run_dir, "--updates", "5"))
+    assert train.run(["--run-dir", str(run_dir), "--more-updates", "5", "--log-every", "1"]) == 0
     rates = [m["learning_rate"] for m in run_folder.read_metrics(run_dir) if m["update"] > 5 and "learning_rate" in m]
     np.testing.assert_allclose(rates, [5e-3 * (1 - k / 5) for k in range(5)], rtol=1e-6)
-    assert train.main(["--run-dir", str(run_dir)]) == 0  # finished again; more_updates is not kept
+    assert train.run(["--run-dir", str(run_dir)]) == 0  # finished again; more_updates is not kept
 
 
 def test_a_run_that_is_not_finished_is_not_trained_on(reviews, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1, signal.SIGTERM)
-        train.main(arguments(reviews, run_dir))
+        train.run(arguments(reviews, run_dir))
     with pytest.raises(UserError, match="18 of its updates to do"):
-        train.main(["--run-dir", str(run_dir), "--more-updates", "5"])
+        train.run(["--run-dir", str(run_dir), "--more-updates", "5"])
 
 
 def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, tmp_path, capsys):
     run_dir = tmp_path / "run"
     with pytest.raises(UserError, match="ten updates in a row were not finite"):
-        train.main(arguments(reviews, run_dir, "--learning-rate", "1e38"))
+        train.run(arguments(reviews, run_dir, "--learning-rate", "1e38"))
     assert "update 2 was not finite: skipped, 1 so far" in capsys.readouterr().out
     state, _ = state_of(run_dir)
     assert int(state.update) == 11 and int(state.skipped) == 10
     with pytest.raises(UserError, match="ten updates in a row"):
-        train.main(["--run-dir", str(run_dir)])  # it does not run on for ever when it is resumed
+        train.run(["--run-dir", str(run_dir)])  # it does not run on for ever when it is resumed
     assert int(state_of(run_dir)[0].update) == 12
     state, _ = state_of(run_dir)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -391,13 +391,13 @@ def test_clipping_bounds_the_gradient_and_zero_does_not_clip():
 def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not a run"):
-        train.main(arguments(reviews, tmp_path))
+        train.run(arguments(reviews, tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_two_processes_do_not_train_one_run(reviews, finished):
     with locked(finished, "trained"), pytest.raises(UserError, match="another process"):
-        train.main(["--run-dir", str(finished)])
+        train.run(["--run-dir", str(finished)])
 
 
 def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):
@@ -429,19 +429,19 @@ def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_o
 
         patch.setattr(validation, "bits_per_byte", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.main(arguments(reviews, run_dir))
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+            train.run(arguments(reviews, run_dir))
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     assert run_folder.read_metrics(run_dir)[-1].keys() == {"update", "test_bits_per_byte"}
     assert_same_run(run_dir, finished)
 
 
 def test_training_on_that_is_stopped_at_once_is_not_lost(reviews, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
-    train.main(arguments(reviews, run_dir, "--updates", "5"))
+    train.run(arguments(reviews, run_dir, "--updates", "5"))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5, signal.SIGTERM)
-        assert train.main(["--run-dir", str(run_dir), "--more-updates", "5"]) == 143
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+        assert train.run(["--run-dir", str(run_dir), "--more-updates", "5"]) == 143
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     assert int(state_of(run_dir)[0].update) == 10
 
 
@@ -449,11 +449,11 @@ def test_a_config_edited_on_disk_is_refused_by_what_the_checkpoint_holds(reviews
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5, signal.SIGTERM)
-        train.main(arguments(reviews, run_dir))
+        train.run(arguments(reviews, run_dir))
     path = run_dir / "config.json"
     path.write_text(path.read_text().replace('"learning_rate": 0.005', '"learning_rate": 0.5'))
     with pytest.raises(UserError, match=r"learning_rate \(0.005 -> 0.5\) may not change"):
-        train.main(["--run-dir", str(run_dir)])
+        train.run(["--run-dir", str(run_dir)])
 
 
 def test_a_run_that_never_saved_starts_again_with_another_config_and_says_so(reviews, tmp_path, capsys):
@@ -461,29 +461,29 @@ def test_a_run_that_never_saved_starts_again_with_another_config_and_says_so(rev
     run_dir.mkdir()
     run_folder.write_config(run_dir, train.configs.from_dict(train.configs.to_dict(train.configs.Config())))
     (run_dir / "metrics.jsonl").write_text('{"update": 3}\n')
-    assert train.main(arguments(reviews, run_dir, "--updates", "5")) == 0
+    assert train.run(arguments(reviews, run_dir, "--updates", "5")) == 0
     assert "has no checkpoint: starting again from update 0" in capsys.readouterr().out
 
 
 def test_data_that_moved_are_known_by_their_bytes(reviews, tmp_path):
     run_dir, moved = tmp_path / "run", tmp_path / "moved.txt"
-    train.main(arguments(reviews, run_dir, "--updates", "5"))
+    train.run(arguments(reviews, run_dir, "--updates", "5"))
     moved.write_bytes(reviews.read_bytes())
-    assert train.main(["--run-dir", str(run_dir), "--data", str(moved), "--more-updates", "2"]) == 0
+    assert train.run(["--run-dir", str(run_dir), "--data", str(moved), "--more-updates", "2"]) == 0
     assert train.stored_config(run_dir).data == str(moved)
 
 
 def test_data_named_from_one_folder_are_found_from_another(reviews, tmp_path, monkeypatch):
     monkeypatch.chdir(reviews.parent)
     run_dir = tmp_path / "run"
-    assert train.main(arguments(reviews.name, run_dir, "--updates", "2")) == 0
+    assert train.run(arguments(reviews.name, run_dir, "--updates", "2")) == 0
     monkeypatch.chdir(tmp_path)
-    assert train.main(["--run-dir", "run", "--more-updates", "2"]) == 0
+    assert train.run(["--run-dir", "run", "--more-updates", "2"]) == 0
     assert train.stored_config(run_dir).data == str(reviews)
     path = run_dir / "config.json"
     path.write_text(path.read_text().replace(str(reviews), reviews.name))  # as version 0.1.0 kept it
     with pytest.raises(UserError, match="reviews.txt is not here: .* with --data"):
-        train.main(["--run-dir", "run", "--more-updates", "2"])
+        train.run(["--run-dir", "run", "--more-updates", "2"])
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -494,12 +494,12 @@ def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(train.configs, "kept", lambda config: replace(config, **once))  # the stranger's program
         interrupt_at(patch, 3, signal.SIGTERM)
-        assert train.main(arguments(reviews, run_dir)) == 143
+        assert train.run(arguments(reviews, run_dir)) == 143
     assert json.loads((run_dir / "config.json").read_text())["coordinator"] == "localhost:1"
     if lost:
         (run_dir / "config.json").unlink()
     capsys.readouterr()
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     assert "resuming" in capsys.readouterr().out and run_folder.steps(run_dir)[-1] == 20
     assert json.loads((run_dir / "config.json").read_text())["coordinator"] is None
 
@@ -508,7 +508,7 @@ def test_a_loss_worse_than_guessing_is_a_warning_once(reviews, tmp_path, capsys)
     count = train.HOPELESS_AFTER + 10
     for rate, warnings in ((1e6, 1), (5e-3, 0)):
         run_dir = tmp_path / str(rate)
-        assert train.main(arguments(reviews, run_dir, "--updates", str(count), "--learning-rate", str(rate))) == 0
+        assert train.run(arguments(reviews, run_dir, "--updates", str(count), "--learning-rate", str(rate))) == 0
         said = [line for line in capsys.readouterr().out.splitlines() if "worse than guessing" in line]
         assert len(said) == warnings, said
         assert all("--learning-rate below 1e+06" in line and "--clip-norm below 1" in line for line in said)
@@ -518,12 +518,12 @@ def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsy
     run_dir, every = tmp_path / "run", tmp_path / "every"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, signal.SIGTERM)
-        train.main(arguments(reviews, run_dir))
+        train.run(arguments(reviews, run_dir))
     capsys.readouterr()
-    train.main(["--run-dir", str(run_dir)])
+    train.run(["--run-dir", str(run_dir)])
     lines = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
     assert ["(mean of 3)" in line for line in lines] == [True, False, False]
-    train.main(arguments(reviews, every, "--log-every", "1"))
+    train.run(arguments(reviews, every, "--log-every", "1"))
     one = {row["update"]: row["bits_per_byte"] for row in run_folder.read_metrics(every) if "bits_per_byte" in row}
     rows = [row for row in run_folder.read_metrics(run_dir) if "bits_per_byte" in row]
     assert [(row["update"], row["averaged"]) for row in rows] == [(5, 5), (10, 3), (15, 5), (20, 5)]
@@ -532,12 +532,12 @@ def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsy
 
 def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
-    train.main(arguments(reviews, run_dir, "--updates", "10"))
+    train.run(arguments(reviews, run_dir, "--updates", "10"))
     path = run_dir / "metrics.jsonl"
     before = run_folder.read_metrics(run_dir)
     path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n" + path.read_bytes() + b'{"update": 99, "bits')
     assert run_folder.read_metrics(run_dir) == before
-    assert train.main(["--run-dir", str(run_dir), "--more-updates", "5"]) == 0
+    assert train.run(["--run-dir", str(run_dir), "--more-updates", "5"]) == 0
     assert path.read_bytes().startswith(b'{"update": 5,')
 
 
@@ -556,7 +556,7 @@ def test_bad_data_is_one_clear_line_and_makes_no_run(content, more, message, tmp
     if content is not None:
         data.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        train.main(arguments(data, tmp_path / "run", *more))
+        train.run(arguments(data, tmp_path / "run", *more))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -566,11 +566,11 @@ def test_a_bad_row_is_left_out_of_training_in_one_line(tmp_path, capsys):
     rows = [f'"a good film, number {i}, of the kind that I like",1' for i in range(200)]
     rows[99] = '"a "film" of that kind",1'
     data.write_text("\n".join(["text,label", *rows]))
-    assert train.main(arguments(data, tmp_path / "run", "--updates", "1")) == 0
+    assert train.run(arguments(data, tmp_path / "run", "--updates", "1")) == 0
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert said.startswith(f"{data}: rows left out: 1 that cannot be read (") and said.endswith(", line 101")
     with pytest.raises(UserError, match="reviews.csv, line 101: "):
-        train.main(arguments(data, tmp_path / "strict", "--updates", "1", "--on-error", "fail"))
+        train.run(arguments(data, tmp_path / "strict", "--updates", "1", "--on-error", "fail"))
     assert not (tmp_path / "strict").exists()
 
 
@@ -582,7 +582,7 @@ def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint yet; python train.py --run-dir"):
         mlstm_jax.load(tmp_path / "run")
     with pytest.raises(UserError, match="config.json cannot be read"):
-        train.main(["--run-dir", str(tmp_path / "run")])
+        train.run(["--run-dir", str(tmp_path / "run")])
 
 
 def script(name, *args, env=None):
@@ -646,5 +646,5 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finish
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert train.main(["--run-dir", str(run_dir)]) == 0
+    assert train.run(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import runpy
 import traceback
@@ -13,7 +14,23 @@ from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError, require
 from mlstm_jax.text import printable
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
+_CHECKOUT, _INSTALLED = Path(__file__).parents[2], Path(__file__).parents[1] / "configs"
+CONFIGS = _CHECKOUT / "configs" if (_CHECKOUT / "pyproject.toml").is_file() else _INSTALLED
+QUICKSTART = "quickstart"
+
+
+def find_config(name: str) -> Path:
+    """The file of a config: one of ours by its name, as "amazon", or any file by its path, as "mine.py".
+
+    Raises UserError for a name that none of ours has.
+    """
+    if name.endswith(".py") or os.sep in name:
+        return Path(name)
+    known = sorted(path.stem for path in CONFIGS.glob("*.py"))
+    if name not in known:
+        listed = ", ".join(known)
+        raise UserError(f"no config {name!r}; there are: {listed}. Name a file of your own by its path: ./{name}.py")
+    return CONFIGS / f"{name}.py"
 
 
 def load_file(path: str | Path) -> Config:
@@ -58,14 +75,10 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     known.add_argument("--config")
     known.add_argument("--run-dir", "--run_dir", dest="run_dir")
     named, _ = known.parse_known_args(args)
-    default = (
-        load_file(QUICKSTART if named.config is None else named.config)
-        if named.config is not None or QUICKSTART.exists()
-        else Config(run_dir="runs/quickstart")
-    )
+    default = load_file(find_config(named.config or QUICKSTART))
     run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
     old = stored(Path(run_dir))
-    source = named.config or "configs/quickstart.py"
+    source = named.config or QUICKSTART
     if old and not named.config:
         default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
         source = f"the run in {run_dir}"
@@ -75,8 +88,8 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     if {"-h", "--help"} & set(rest):  # which shows what a run holds that may be a stranger's
         texts = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
         default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
-    description = f"Train an mLSTM byte by byte. --config FILE sets the defaults below (now: {source})."
-    config = tyro.cli(Config, default=default, args=rest, prog="train.py", description=description)
+    description = f"Train an mLSTM byte by byte. --config NAME or FILE sets the defaults below (now: {source})."
+    config = tyro.cli(Config, default=default, args=rest, prog="mlstm train", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
 
 

@@ -1,12 +1,14 @@
 """Convert weights from one format to another."""
 
 from pathlib import Path
+from typing import Literal
+
+import tyro
 
 from mlstm_jax.text import say
-from mlstm_jax.weights.formats import Format
 
 
-def main(source: Path, target: Path, /, format: Format = "safetensors") -> None:
+def main(source: Path, target: Path, /, format: Literal["safetensors", "openai", "seed"] = "safetensors") -> None:
     """Convert weights: any format that is known here into a new folder of another.
 
     Args:
@@ -15,7 +17,12 @@ def main(source: Path, target: Path, /, format: Format = "safetensors") -> None:
         format: "safetensors" comes with config.json and a model card; "openai" is the paper release's 0.npy ... 14.npy,
             "seed" the TensorFlow reproduction's model.npy.
     """
-    from mlstm_jax.inference import language_model  # as a program this stands above what it imports
+    from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
 
     language_model.load(source).save(target, format)
     say(f"wrote {target}")
+
+
+def run(args: list[str]) -> None:
+    """`mlstm convert` with these arguments."""
+    tyro.cli(main, prog="mlstm convert", args=args)

@@ -1,6 +1,6 @@
 """Prepare a corpus: reviews from files of any size to shuffled shards that train.py maps into memory.
 
-python -m mlstm_jax.cli.corpus reviews.json.gz --out data/amazon --shards 1000
+mlstm corpus reviews.json.gz --out data/amazon --shards 1000
 """
 
 import os
@@ -63,6 +63,11 @@ def main(
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
     print(f"Next: python train.py --config configs/amazon.py --data {printable(as_argument(out))}")
+
+
+def run(args: list[str]) -> None:
+    """`mlstm corpus` with these arguments."""
+    tyro.cli(main, prog="mlstm corpus", args=args)
 
 
 def _spread(workers, runner, runner_options, out):

@@ -120,6 +120,11 @@ def main(
         print(dumps(about | {"validation_bits_per_byte": model.validation_bits_per_byte} | numbers))
 
 
+def run(args: list[str]) -> None:
+    """`mlstm eval` with these arguments."""
+    tyro.cli(main, prog="mlstm eval", args=args)
+
+
 def labelled(task, data, text_key, label_key, positive, negative):
     """The labelled texts of a name or a file."""
     from mlstm_jax import tasks

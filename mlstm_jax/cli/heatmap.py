@@ -51,3 +51,8 @@ def main(
         with atomic(out) as file:
             file.write(html_page.page("Byte by byte", [html(shown, scale, about)]).encode())
     say(f"wrote {out}")
+
+
+def run(args: list[str]) -> None:
+    """`mlstm heatmap` with these arguments."""
+    tyro.cli(main, prog="mlstm heatmap", args=args)

@@ -103,6 +103,11 @@ def main(
     print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)
 
 
+def run(args: list[str]) -> None:
+    """`mlstm sample` with these arguments."""
+    tyro.cli(main, prog="mlstm sample", args=args)
+
+
 def parse_clamp(pair: str) -> tuple[int, list[tuple[int, float | None]]]:
     """UNIT=VALUE[@BYTE][,VALUE@BYTE...] as the unit and its values, each from a byte on; "free" is the value None.
 

@@ -1,6 +1,6 @@
 """Score reviews of any number: the value of the unit that carries sentiment after every text, and what it says.
 
-python -m mlstm_jax.cli.score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.py has found the unit
+mlstm score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.py has found the unit
 """
 
 import contextlib
@@ -140,6 +140,11 @@ def main(
     say(classes, sys.stderr)
     _report(total, without, file)
     _require_scored(scored, file)
+
+
+def run(args: list[str]) -> None:
+    """`mlstm score` with these arguments."""
+    tyro.cli(main, prog="mlstm score", args=args)
 
 
 # Reading

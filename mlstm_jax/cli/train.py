@@ -43,10 +43,10 @@ def stored_config(run_dir: Path) -> Config | None:
     return None
 
 
-def main(args: list[str] | None = None) -> int:
+def run(args: list[str]) -> int:
     """Train, or resume, the run that the command line describes. Returns the exit status."""
     raise_file_limit()
-    config, old = arguments.from_command_line(sys.argv[1:] if args is None else args, stored_config)
+    config, old = arguments.from_command_line(args, stored_config)
     if config.plan:
         from mlstm_jax.planning import plan
 
@@ -71,8 +71,7 @@ def main(args: list[str] | None = None) -> int:
 
     require(
         not config.verify or is_prepared(config.data),
-        f"there is nothing to verify: {config.data} is no folder made by python -m mlstm_jax.cli.corpus, whose shards have "
-        "checksums",
+        f"there is nothing to verify: {config.data} is no folder made by mlstm corpus, whose shards have checksums",
     )
     corpus = build(config)
     batches = Batches(corpus.train, config.batch_size, config.seq_length)
@@ -94,7 +93,7 @@ def main(args: list[str] | None = None) -> int:
     processes.start(config)
     if not processes.is_first():
         signals.mute()  # one process speaks for all
-        return run(config, run_dir, corpus, batches)
+        return _train(config, run_dir, corpus, batches)
     for note in corpus.notes:
         say(note, sys.stderr)
     say(corpus.summary)
@@ -104,7 +103,7 @@ def main(args: list[str] | None = None) -> int:
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir, "trained"):
-        return run(config, run_dir, corpus, batches)
+        return _train(config, run_dir, corpus, batches)
 
 
 def find_data(config: Config, old: Config | None) -> Config:
@@ -138,7 +137,7 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
         say(f"changed for this run from now on: {described}")
 
 
-def run(config, run_dir, corpus, batches) -> int:
+def _train(config, run_dir, corpus, batches) -> int:
     """The run itself: state, resume, loop, end."""
     import jax
     import numpy as np

@@ -28,7 +28,7 @@ class Corpus(NamedTuple):
 
 
 def is_prepared(data: str) -> bool:
-    """Whether data are a folder that `python -m mlstm_jax.cli.corpus` has made, or was making."""
+    """Whether data are a folder that `mlstm corpus` has made, or was making."""
     return (Path(data) / "manifest.json").exists() or (Path(data) / ".work").exists()
 
 

@@ -1,7 +1,7 @@
 """A text byte by byte, coloured by one unit's value, as in figure 5 of Radford et al. 2017.
 
-python -m mlstm_jax.cli.heatmap runs/quickstart "I loved it." "I hated it."     # after eval_sst.py has found the unit
-python -m mlstm_jax.cli.heatmap runs/quickstart - --out review.html < review.txt
+mlstm heatmap runs/quickstart "I loved it." "I hated it."     # after eval_sst.py has found the unit
+mlstm heatmap runs/quickstart - --out review.html < review.txt
 """
 
 import unicodedata

@@ -1,6 +1,6 @@
 """Weights in other programs' formats, in and out; the format is told from the files (layouts: docs/weights.md).
 
-python -m mlstm_jax.cli.convert SRC DST [--format openai|seed|safetensors]
+mlstm convert SRC DST [--format openai|seed|safetensors]
 """
 
 import json

@@ -28,10 +28,10 @@ PROGRAMS = {
     "train": [ROOT / "train.py"],
     "eval_sst": [ROOT / "eval_sst.py"],
     "sample": [ROOT / "sample.py"],
-    "score": ["-m", "mlstm_jax.cli.score"],
-    "heatmap": ["-m", "mlstm_jax.cli.heatmap"],
-    "convert": ["-m", "mlstm_jax.cli.convert"],
-    "corpus": ["-m", "mlstm_jax.cli.corpus"],
+    "score": ["-m", "mlstm_jax", "score"],
+    "heatmap": ["-m", "mlstm_jax", "heatmap"],
+    "convert": ["-m", "mlstm_jax", "convert"],
+    "corpus": ["-m", "mlstm_jax", "corpus"],
 }
 
 

@@ -54,7 +54,7 @@ def runs(folder):
     """A run of 20 updates, and the same one stopped after 15, with a checkpoint of 10, too."""
     reviews = write_reviews(folder / "reviews.txt")
     named = ["--config", str(ROOT / "configs" / "tiny.py"), "--data", str(reviews), "--sample-every", "0"]
-    begin = lambda run_dir: train.main([*named, "--run-dir", str(run_dir)])
+    begin = lambda run_dir: train.run([*named, "--run-dir", str(run_dir)])
     assert begin(folder / "whole") == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "stream", interrupting(batches.stream, 14, signal.SIGTERM))
@@ -115,7 +115,7 @@ def test_config_of_a_run(runs, tmp_path):
     for hurt, draw in damages(20):
         about = hurt_one(hurt, draw, [copied(runs / "stopped", copy) / "config.json"])
         about += " " + (copy / "config.json").read_text(errors="replace")[:1500]
-        ends = lambda: (train.main(["--run-dir", str(copy)]), mlstm_jax.load(copy).digest)
+        ends = lambda: (train.run(["--run-dir", str(copy)]), mlstm_jax.load(copy).digest)
         judge(figures, about, ends, lambda result, _: result == (0, expected))
     figures.report()
 

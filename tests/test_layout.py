@@ -1,0 +1,57 @@
+"""The rooms of the package: imports run one way, and in no circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A room imports only from rooms that stand to its right, and from itself.
+ORDER = (
+    "cli report sentiment planning inference weights training tasks corpus model unit_record run hardware config "
+    "progress disk text signals errors"
+).split()
+
+
+def modules():
+    """Every module of the package, and the modules of the package that it imports, anywhere in it."""
+    files = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "mlstm_jax").rglob("*.py")
+    }
+    names = {name.removesuffix(".__init__"): path for path, name in files.items()}
+    found = {}
+    for name, path in names.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name}: imports are absolute"
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                # `from package import module` imports the module, any other import the package it names.
+                imported |= {part if part in names else node.module for part in parts}
+        found[name] = {other for other in imported if other in names and other != "mlstm_jax"} - {name}
+    return found
+
+
+def room(module):
+    return module.split(".")[1]
+
+
+IMPORTS = {name: imported for name, imported in modules().items() if name.count(".") and "__main__" not in name}
+
+
+def test_every_room_has_its_place():
+    assert {room(name) for name in IMPORTS} == set(ORDER)
+    assert len(list((ROOT / "mlstm_jax").glob("[!_]*"))) <= 26
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTS))
+def test_imports_run_from_left_to_right(name):
+    wrong = [other for other in IMPORTS[name] if ORDER.index(room(other)) < ORDER.index(room(name))]
+    assert not wrong, f"{name} imports {', '.join(wrong)}"
+
+
+def test_there_is_no_circle():
+    assert list(TopologicalSorter(IMPORTS).static_order())
