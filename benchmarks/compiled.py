@@ -75,7 +75,7 @@ def planned(hardware: str, settings: str) -> dict[str, object]:
 
 
 def main(json: Path | None = None) -> None:
-    """Tell memory, and kernels a byte (products + others), of every program; "no loop": a kernel does whole windows.
+    """Tell memory, and kernels a byte (products + others), of every program; "no loop": a kernel does whole batches.
 
     Args:
         json: File of JSON lines to which the figures are added.

@@ -1,4 +1,4 @@
-"""Preparing and streaming a corpus: reviews of the 2014 format to shards, and windows from the shards.
+"""Preparing and streaming a corpus: reviews of the 2014 format to shards, and batches from the shards.
 
 python -m benchmarks.corpus [--megabytes 500] [--workers 2]
 
@@ -56,7 +56,7 @@ def plain(path: Path, limit: int) -> float:
 
 
 def main(megabytes: int = 500, workers: int = 2, rounds: int = 5) -> None:
-    """Print MB/s of the plain loop and of ours, the ratio in each round, and the rate of windows."""
+    """Print MB/s of the plain loop and of ours, the ratio in each round, and the rate of batches."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for kind in ("loose", "strict"):
@@ -81,7 +81,7 @@ def main(megabytes: int = 500, workers: int = 2, rounds: int = 5) -> None:
             next(ready)
             count += 1
         ready.close()
-        print(f"windows {count * 128 * 256 / seconds / 1e6:6.0f} MB/s, SHA-256 of every shard included")
+        print(f"batches {count * 128 * 256 / seconds / 1e6:6.0f} MB/s, SHA-256 of every shard included")
 
 
 if __name__ == "__main__":

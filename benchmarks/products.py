@@ -52,8 +52,8 @@ def main(
 
     Args:
         hidden: Units of the state.
-        lanes: Sequences trained side by side.
-        window: Bytes of every lane in one update.
+        batch_size: Sequences trained side by side.
+        seq_length: Bytes of every sequence in one update.
         rounds: How often each is timed.
         json: File of JSON lines to which the figures are added.
     """
@@ -76,7 +76,7 @@ def main(
         shown = "[{}, {}] x [{}, {}]".format(*shape[:2], *shape[1:3])
         rows.append({"product": name, "shape": shown} | {by: work / took / 1e9 for by, took in times.items()})
         rows[-1]["jax / fastest"] = f"{statistics.median(rows[-1]['jax']) / fastest(rows[-1]):.2f}"
-    console.print(f"{hidden} units, {batch_size} lanes x {seq_length} bytes; GFLOP/s, float32")
+    console.print(f"{hidden} units, {batch_size} sequences x {seq_length} bytes; GFLOP/s, float32")
     tell(json, "products", rows, hidden=hidden, batch_size=batch_size, seq_length=seq_length)
 
 

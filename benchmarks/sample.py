@@ -40,7 +40,7 @@ def main(
 
     Args:
         hidden: Units of the state.
-        lanes: Samples side by side, one or more numbers.
+        batch_size: Samples side by side, one or more numbers.
         length: Bytes of each sample.
         rounds: How often each is timed.
         json: File of JSON lines to which the figures are added.

@@ -2,8 +2,8 @@
 
 Five programs do the same update of the same mLSTM on the CPU, in float32: forward, backward, clipping, Adam.
 
-    ours        training.train_step, with the hand-written backward pass of recurrence.unroll
-    plain JAX   the same update, but with autodiff through a lax.scan of recurrence.step; in the variant "rows first"
+    ours        updates.train_step, with the hand-written backward pass of unroll.unroll
+    plain JAX   the same update, but with autodiff through a lax.scan of cell.step; in the variant "rows first"
                 all table rows are gathered before the scan
     PyTorch     an eager mLSTM with autograd and torch.optim.Adam; "compiled" sends its cell through torch.compile
 
@@ -39,20 +39,20 @@ except ImportError:
 RATE, CLIP = 5e-4, 1.0
 CHECKED = 3  # updates in which the programs are compared; they warm up the timed ones as well
 
-Window = UInt8[Array, "batch seq_plus_one"]
-Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a window: the loss in nats, the gradient's norm
+Batch = UInt8[Array, "batch seq_plus_one"]
+Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a batch: the loss in nats, the gradient's norm
 
 
 # JAX: ours and plain
 
 
-def ours(state: TrainState, batch: Window) -> tuple[TrainState, Metrics]:
+def ours(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """The update that train.py does."""
     return updates.train_step(state, batch, False, RATE, clip_norm=CLIP, precision="float32")
 
 
-def plain_loss(params: Params, batch: Window, carry: State, rows_first: bool) -> tuple[Float[Array, ""], State]:
-    """training.loss with autodiff through the time loop."""
+def plain_loss(params: Params, batch: Batch, carry: State, rows_first: bool) -> tuple[Float[Array, ""], State]:
+    """updates.loss with autodiff through the time loop."""
     weights = parameters.prepare(params)
 
     def body(state, byte):
@@ -73,8 +73,8 @@ def plain_loss(params: Params, batch: Window, carry: State, rows_first: bool) ->
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), carry
 
 
-def plain(state: TrainState, batch: Window, rows_first: bool = False) -> tuple[TrainState, Metrics]:
-    """training.train_step with `plain_loss`."""
+def plain(state: TrainState, batch: Batch, rows_first: bool = False) -> tuple[TrainState, Metrics]:
+    """updates.train_step with `plain_loss`."""
     differentiate = jax.value_and_grad(plain_loss, has_aux=True)
     (nats, carry), gradient = differentiate(state.params, batch, state.carry, rows_first)
     return updates.apply_gradient(state, gradient, nats, carry, RATE, clip_norm=CLIP)
@@ -175,8 +175,8 @@ def main(
 
     Args:
         hidden: Units of the state, one or more widths.
-        lanes: Sequences trained side by side.
-        window: Bytes of every lane in one update.
+        batch_size: Sequences trained side by side.
+        seq_length: Bytes of every sequence in one update.
         rounds: How often every program is timed.
         peers: Time the others, too.
         compile: PyTorch's compiled form, too; it takes a C++ compiler.
@@ -221,7 +221,7 @@ def one_width(
     ]
     matmul_rate, copy_rate = (spread(rates[name] / 1e9) for name in ("matmul", "copy"))
     console.print(
-        f"{hidden} units, {batch_size} lanes x {seq_length} bytes, {rounds} rounds; matmul {matmul_rate} GFLOP/s, "
+        f"{hidden} units, {batch_size} sequences x {seq_length} bytes, {rounds} rounds; matmul {matmul_rate} GFLOP/s, "
         f"copy {copy_rate} GB/s; peak memory {memory:.2f} GB, all programs so far in one process"
     )
     tell(

@@ -1,12 +1,12 @@
-"""The paper's model on eight devices and more: 2048 lanes, after Puri et al. 2018 (arXiv 1808.01371).
+"""The paper's model on eight devices and more: a batch of 2048, after Puri et al. 2018 (arXiv 1808.01371).
 
     mlstm corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
     python train.py --config configs/amazon_2048.py
     python train.py --config configs/amazon_2048.py --plan v5e:4x4
 
-Their rule: the learning rate grows with the lanes, 5e-4 for 128, but not beyond 3e-3, and falls to zero over 100,000
-updates where there are 2048 lanes or more: 52e9 bytes, 1.35 passes. They published 1.125 bits per byte for this size
-after one pass. With fewer than 32 devices each has 64 lanes or more, as the recurrence wants it.
+Their rule: the learning rate grows with the batch size, 5e-4 for 128, but not beyond 3e-3, and falls to zero over
+100,000 updates for a batch of 2048 or more: 52e9 bytes, 1.35 passes. They published 1.125 bits per byte for this size
+after one pass. With fewer than 32 devices each has 64 rows or more, as the recurrence wants it.
 """
 
 from mlstm_jax.config import Config, ModelConfig

@@ -35,11 +35,11 @@ class MeshConfig:
     """Devices along each axis of the mesh; -1 is what is left."""
 
     data: int = -1
-    """Each has its own lanes and all parameters."""
+    """Each has its own rows and all parameters."""
     fsdp: int = 1
-    """Each has its own lanes and a part of the parameters, which are gathered once an update."""
+    """Each has its own rows and a part of the parameters, which are gathered once an update."""
     model: int = 1
-    """Each has a part of the units of the same lanes; they talk at every byte."""
+    """Each has a part of the units of the same rows; they talk at every byte."""
 
     def __post_init__(self):
         _check_types(self)
@@ -71,7 +71,7 @@ class Config:
     batch_size: int = 128
     """Sequences trained side by side, each contiguous in its shard."""
     seq_length: int = 256
-    """Bytes of every lane in one update."""
+    """Bytes of every sequence in one update."""
     epochs: float = 1.0
     """Passes over the training shards; fixes the number of updates."""
     updates: int | None = None
@@ -84,13 +84,13 @@ class Config:
     """Seed of the initial weights and of the shuffle."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     grad_accumulation: int = 1
-    """Lanes are trained on in this many groups, one after the other, to take less memory; the update is the same."""
+    """Rows are trained on in this many groups, one after the other, to take less memory; the update is the same."""
     remat_every: int = 0
-    """The backward pass goes through so many bytes of the window at a time and computes what it needs of them again: a
-    third more work in products, far less memory; 0 keeps it for the whole window. The update is the same."""
+    """The backward pass goes through so many bytes of the sequence at a time and computes what it needs of them again:
+    a third more work in products, far less memory; 0 keeps it for the whole sequence. The update is the same."""
     kernels: Literal["xla", "pallas"] = "xla"
-    """The time loops of an update: plain leaves them to XLA; pallas takes kernels of our own where there are any for
-    the hardware and the size, and else says so. They agree with plain, but have been timed on no hardware yet."""
+    """The time loops of an update: xla leaves them to XLA; pallas takes kernels of our own where there are any for
+    the hardware and the size, and else says so. They agree with xla, but have been timed on no hardware yet."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None
@@ -100,7 +100,8 @@ class Config:
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
     plan: str | None = None
-    """Compile the update for hardware that is not there, as v5e:2x4 or h200, say what it needs and takes, and exit."""
+    """Compile the update for hardware that is not there, as v5e:2x4 or h200, estimate its memory and speed, and
+    exit."""
     largest: bool = False
     """When planning, look for the most units that fit, too."""
     profile: int = 0
@@ -114,11 +115,11 @@ class Config:
     log_every: int = 20
     """Updates between lines of progress and of metrics.jsonl."""
     eval_every: int = 500
-    """Updates between scorings of the held-out bytes."""
+    """Updates between scorings of the validation bytes; 0 scores none."""
     eval_bytes: int = 1_000_000
-    """How many held-out bytes are scored, at most."""
+    """How many validation bytes are scored, at most."""
     eval_batch_size: int = 32
-    """Lanes in which held-out bytes are scored, each from the zero state."""
+    """Rows in which validation bytes are scored, each from the zero state."""
     sample_every: int = 1000
     """Updates between sampled lines; 0 never samples."""
     save_every: int = 500
@@ -128,7 +129,7 @@ class Config:
 
     def __post_init__(self):
         _check_types(self)
-        for name in "shards batch_size grad_accumulation seq_length log_every eval_every eval_batch_size save_every keep".split():
+        for name in "shards batch_size grad_accumulation seq_length log_every eval_batch_size save_every keep".split():
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.updates is None or self.updates >= 1, "updates must be at least 1")
         require(self.updates is None or self.updates < 2**31, "updates must be below 2**31")
@@ -139,10 +140,10 @@ class Config:
         require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
         require(
             self.remat_every >= 0 and (not self.remat_every or self.seq_length % self.remat_every == 0),
-            f"remat_every must be 0 or divide the window, {self.seq_length}",
+            f"remat_every must be 0 or divide seq_length, {self.seq_length}",
         )
         require(self.eval_bytes > self.eval_batch_size, "eval_bytes must be above eval_batch_size")
-        for name in ("sample_every", "more_updates", "profile"):
+        for name in ("eval_every", "sample_every", "more_updates", "profile"):
             require(getattr(self, name) >= 0, f"{name} must be 0 or more")
         named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         require(len(set(named)) == 1, "--coordinator, --num-processes and --process-id go together")

@@ -174,11 +174,17 @@ def raise_file_limit() -> None:
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder for this process; a UserError, which says `what` is done with it, where another one has it."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being {what} by another process") from None
-        except OSError:
-            pass  # a file system without locks
+    with open(folder / ".lock", "w") as file:
+        lock(file, f"{folder} is being {what}")
         yield
+
+
+def lock(file: IO[Any], what: str) -> None:
+    """Hold a file for this process, until it is closed; a UserError, which says `what` is done, where another has
+    it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{what} by another process") from None
+    except OSError:
+        pass  # a file system without locks

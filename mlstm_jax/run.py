@@ -10,7 +10,7 @@ from typing import Any
 from mlstm_jax.config import Config, to_dict
 from mlstm_jax.disk import atomic, is_sealed, parse_json
 from mlstm_jax.errors import Damaged, require
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -28,7 +28,7 @@ def folder(run_dir: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of ours; weights for a model hub have a config.json too, but no lanes in it."""
+    """Whether a folder is a run of ours; weights for a model hub have a config.json too, but no batch size in it."""
     config = path / "config.json"
     if config.is_file() and (
         folder(path).is_dir() or any(name in config.read_bytes() for name in (b'"batch_size"', b'"lanes"'))
@@ -82,7 +82,7 @@ def _whole_lines(path):
             damaged += 1
     if damaged:
         lines = f"{damaged} damaged line{'s are' if damaged > 1 else ' is'}"
-        say(f"{path}: {lines} left out", sys.stderr)
+        log(f"{path}: {lines} left out", sys.stderr)
     return found
 
 

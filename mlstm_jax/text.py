@@ -63,6 +63,6 @@ def printable(text: str) -> str:
     return "".join("\ufffd" if unicodedata.category(c) in hidden and c not in _SAFE_ON_TERMINAL else c for c in text)
 
 
-def say(text: str, file: Any = None) -> None:
+def log(text: str, file: Any = None) -> None:
     """Print a line, by default on standard output; what is not ours in it is shown as `printable` has it."""
     print(printable(text), file=file)

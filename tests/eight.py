@@ -22,13 +22,13 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
-HIDDEN, BATCH, WINDOW = 48, 16, 12  # so that every matrix has a shape of its own, and lanes x units another one
+HIDDEN, BATCH, SEQ = 48, 16, 12  # so that every matrix has a shape of its own, and sequences x units another one
 MESHES = [(1, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 
 
 def config_on(shape, groups=1):
     size = ModelConfig(hidden=HIDDEN, embed=8)
-    return Config(model=size, batch_size=BATCH, seq_length=WINDOW, mesh=MeshConfig(*shape), grad_accumulation=groups)
+    return Config(model=size, batch_size=BATCH, seq_length=SEQ, mesh=MeshConfig(*shape), grad_accumulation=groups)
 
 
 def mesh_on(shape):
@@ -58,7 +58,7 @@ def some_updates(shape, groups=1, precision="float32"):
     step = jax.jit(step, out_shardings=places, donate_argnames="state")
     state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
     for number in range(20):
-        batch = placed(draw.integers(97, 123, (BATCH, WINDOW + 1)).astype(np.uint8), mesh)
+        batch = placed(draw.integers(97, 123, (BATCH, SEQ + 1)).astype(np.uint8), mesh)
         given = (state, batch, np.bool_(number % 7 == 0), np.float32(1e-2))
         if not compiled:
             lowered = step.lower(*given)
@@ -82,7 +82,7 @@ def narrow_meshes():
 
 
 def groups():
-    """Lanes in groups: by the mesh and the number of groups."""
+    """Rows in groups: by the mesh and the number of groups."""
     return {
         f"{named(shape)} in {count}": some_updates(shape, count) for shape, count in [((1, 1, 1), 4), ((2, 2, 2), 2)]
     }
@@ -109,7 +109,7 @@ def drawn():
 def gradients():
     """By the parameter, how far the gradient on 2 x 2 x 2 devices is from the one on one, of its largest number."""
     draw = np.random.default_rng(1)
-    rows = draw.integers(97, 123, (BATCH, WINDOW + 1)).astype(np.uint8)
+    rows = draw.integers(97, 123, (BATCH, SEQ + 1)).astype(np.uint8)
     carry = tuple(draw.normal(size=(2, BATCH, HIDDEN)).astype(np.float32) * 0.5)
     found = []
     for shape in ((1, 1, 1), (2, 2, 2)):
@@ -122,7 +122,7 @@ def gradients():
 
 
 def scores():
-    """Held-out bits per byte by the mesh, in as many lanes as suit the devices and in five."""
+    """Validation bits per byte by the mesh, in as many rows as suit the devices and in five."""
     part = np.random.default_rng(2).integers(97, 123, 700).astype(np.uint8)
     found = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):

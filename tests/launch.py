@@ -18,7 +18,7 @@ SHORT = "--batch-size 8 --updates 12 --log-every 1 --eval-every 6 --sample-every
 
 
 def interrupting(stream, position, number):
-    """A stream of windows that sends this process a signal when window `position` is taken."""
+    """A stream of batches that sends this process a signal when batch `position` is taken."""
 
     def interrupted(*args):
         for place, item in enumerate(stream(*args), args[1]):
@@ -56,7 +56,7 @@ def start(command, devices, **more):
 
 
 def train(reviews, run_dir, *arguments, devices=1, at=None, **more):
-    """Start train.py on a short run; `at` is a window at which it sends itself a signal, and the signal."""
+    """Start train.py on a short run; `at` is a batch at which it sends itself a signal, and the signal."""
     script = ["train.py"] if at is None else ["tests/signalled.py", *map(int, at)]
     named = ["--config", ROOT / "configs" / "tiny.py", "--data", reviews, "--run-dir", run_dir]
     return start([ROOT / script[0], *script[1:], *named, *SHORT, *arguments], devices, **more)

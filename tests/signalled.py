@@ -1,4 +1,4 @@
-"""train.py, sending itself a signal when it takes a window: `python tests/signalled.py POSITION SIGNAL ARGUMENT...`."""
+"""train.py, sending itself a signal when it takes a batch: `python tests/signalled.py POSITION SIGNAL ARGUMENT...`."""
 
 import runpy
 import sys

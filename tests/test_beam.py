@@ -76,7 +76,7 @@ def test_the_command_with_a_runner_and_what_is_wrong_with_it(reviews, tmp_path):
     done = run(reviews, tmp_path / "out", "DirectRunner", "--runner-options", "direct_num_workers=1")
     assert done.returncode == 0 and "702 reviews read" in done.stdout
     assert (tmp_path / "out" / "manifest.json").exists()
-    for more, told in (
+    for more, printed in (
         (("DirectRunner", "--on-error", "fail"), f"error: {reviews[0]}, line"),
         (("NoRunner",), "error: the Beam pipeline failed: Unexpected pipeline runner: NoRunner"),
         (("DirectRunner", "--runner-options", "nonsense=3"), "Beam knows no option 'nonsense'"),
@@ -87,7 +87,7 @@ def test_the_command_with_a_runner_and_what_is_wrong_with_it(reviews, tmp_path):
         (("DirectRunner", "--workers", "2"), "--workers goes without --runner"),
     ):
         done = run(reviews, tmp_path / "bad", *more)
-        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and printed in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "bad" / "manifest.json").exists()
     done = subprocess.run(
         [sys.executable, "-m", "mlstm_jax", "corpus", "-", "--out", str(tmp_path / "bad"), "--runner", "DirectRunner"],

@@ -14,7 +14,7 @@ def test_train_step_tells_its_figures_and_they_are_drawn(capsys, tmp_path):
     figures, picture = tmp_path / "figures.jsonl", tmp_path / "picture.png"
     train_step.main(hidden=(8,), batch_size=2, seq_length=4, rounds=1, peers=False, json=figures)
     printed = capsys.readouterr().out
-    assert "8 units, 2 lanes x 4 bytes" in printed and "│ ours" in printed
+    assert "8 units, 2 sequences x 4 bytes" in printed and "│ ours" in printed
     rows = [json.loads(line) for line in figures.read_text().splitlines()]
     assert [(row["program"], row["hidden"], len(row["ms"])) for row in rows] == [("ours", 8, 1)]
     plot.main(figures, picture)

@@ -66,7 +66,7 @@ def limit(kind, most):
 
 @contextmanager
 def full_disk(monkeypatch, position, after=None):
-    """From this window on, once `after` is there, no file takes 20 kB, which a checkpoint needs. Yields its end."""
+    """From this batch on, once `after` is there, no file takes 20 kB, which a checkpoint needs. Yields its end."""
     before, stream = resource.getrlimit(resource.RLIMIT_FSIZE), batches.stream
 
     def filling(*args):
@@ -103,9 +103,9 @@ def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, m
 
 
 def test_where_saving_fails_for_good_the_run_ends_and_goes_on_later(reviews, finished, tmp_path, monkeypatch):
-    told = r"run: checkpoint 20 could not be saved \(File too large\); checkpoint 10 is safe, and the same command"
+    printed = r"run: checkpoint 20 could not be saved \(File too large\); checkpoint 10 is safe, and the same command"
     safe = tmp_path / "run" / "checkpoints" / "10"
-    with full_disk(monkeypatch, 15, after=safe), pytest.raises(UserError, match=told):
+    with full_disk(monkeypatch, 15, after=safe), pytest.raises(UserError, match=printed):
         train.run(arguments(reviews, tmp_path / "run"))
     assert run_folder.steps(tmp_path / "run") == [10]
     assert train.run(arguments(reviews, tmp_path / "run")) == 0

@@ -119,7 +119,7 @@ def test_batched_bits_are_those_of_one_text_alone(texts, start):
 PARAMS = parameters.init(ModelConfig(hidden=8, embed=4), seed=1)
 
 
-def test_more_texts_than_lanes_keep_their_order():
+def test_more_texts_than_rows_keep_their_order():
     lm = LanguageModel(PARAMS, Path("nowhere"))
     texts = [bytes([65 + i % 26]) * (1 + i % 9) for i in range(clamp_effect.BATCH + 5)]
     bits = clamp_effect.bits_per_byte(lm, b"\n ", texts)

@@ -96,12 +96,12 @@ def planned(*arguments):
 )
 def test_the_papers_update_is_lean_on_an_h200(arguments, gib, kernels):
     """At most 4 GB besides what is kept, few kernels a byte, and nothing of a weight's size written at any byte."""
-    told = planned(*arguments)
-    assert float(re.search(r"([\d.]+) GiB for an update", told)[1]) <= gib
-    loops = re.findall(r"a byte (\w+): (\d+) products, (\d+) other kernels, which write (.*)", told)
+    printed = planned(*arguments)
+    assert float(re.search(r"([\d.]+) GiB for an update", printed)[1]) <= gib
+    loops = re.findall(r"a byte (\w+): (\d+) products, (\d+) other kernels, which write (.*)", printed)
     assert [way for way, *_ in loops] == ["forward", "backward"]
     for way, products, others, written in loops:
         assert int(products) == 2 and int(others) <= kernels[way]
         sizes = [hlo.elements(shape) for shape in re.findall(r"\w+\[[\d,]*\]", written)]
         assert len(sizes) > 1 and max(sizes) < 4096**2
-    assert told.count("none is of a weight's size") == 2 and "warning" not in told
+    assert printed.count("none is of a weight's size") == 2 and "warning" not in printed

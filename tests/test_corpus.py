@@ -1,4 +1,4 @@
-"""Laws of the corpus: splits never leak, windows never lose their place."""
+"""Laws of the corpus: splits never leak, batches never lose their place."""
 
 import csv
 import io
@@ -39,12 +39,12 @@ def as_csv(rows):
     return encode(text.getvalue())
 
 
-# Windows
+# Batches
 
 
 @st.composite
 def streams(draw):
-    """Shards of random bytes that fill at least one window, and how they are cut."""
+    """Shards of random bytes that fill at least one batch, and how they are cut."""
     batch_size, seq_length = draw(st.integers(1, 6)), draw(st.integers(1, 9))
     sizes = draw(
         st.lists(st.integers(batch_size * seq_length + 1, 6 * batch_size * seq_length), min_size=1, max_size=4)
@@ -55,7 +55,7 @@ def streams(draw):
 
 @unhurried
 @given(streams())
-def test_the_windows_of_a_lane_are_the_contiguous_bytes_of_its_shard(stream):
+def test_the_batches_of_a_row_are_the_contiguous_bytes_of_its_shard(stream):
     shards, batch_size, seq_length = stream
     batches, position = Batches(*stream), 0
     for shard, count in zip(shards, batches.counts.tolist(), strict=True):
@@ -79,12 +79,12 @@ def test_every_byte_is_read_once_or_counted_as_unused(stream):
     assert read + batches.unused == sum(map(len, shards))
     for count, shard in zip(batches.counts, shards, strict=True):
         rest = len(shard) - count * batch_size * seq_length
-        assert 1 <= rest <= batch_size * seq_length  # one more window would not fit, its last target included
+        assert 1 <= rest <= batch_size * seq_length  # one more batch would not fit, its last target included
 
 
 @unhurried
 @given(streams(), st.integers(0, 10**12))
-def test_a_window_depends_on_its_position_alone_and_comes_back_every_pass(stream, position):
+def test_a_batch_depends_on_its_position_alone_and_comes_back_every_pass(stream, position):
     batches, again = Batches(*stream), Batches(*stream)
     again.at(position + 1)
     for other in (again.at(position), batches.at(position + len(batches)), batches.at(position % len(batches))):
@@ -102,7 +102,7 @@ def test_a_state_is_fresh_exactly_where_a_shard_begins(stream):
 
 @unhurried
 @given(streams())
-def test_a_mapped_file_gives_the_same_windows(folder, stream):
+def test_a_mapped_file_gives_the_same_batches(folder, stream):
     shards, batch_size, seq_length = stream
     mapped = []
     for number, shard in enumerate(shards):
@@ -115,16 +115,16 @@ def test_a_mapped_file_gives_the_same_windows(folder, stream):
     assert (scored == wanted).all()
 
 
-def test_windows_are_bytes():
+def test_batches_are_bytes():
     batch, fresh = Batches([np.arange(9, dtype=np.uint8)], 2, 2).at(0)
     assert batch.dtype == np.uint8 and fresh is True
     assert batch.tolist() == [[0, 1, 2], [4, 5, 6]]
 
 
-def test_too_few_bytes_for_one_window_are_refused_with_the_numbers():
+def test_too_few_bytes_for_one_batch_are_refused_with_the_numbers():
     enough, short = np.zeros(8 * 128 + 1, np.uint8), np.zeros(8 * 128, np.uint8)
     assert len(Batches([enough], 8, 128)) == 1
-    with pytest.raises(UserError, match=r"shard 2 of 2 has 1,024 bytes, but 8 lanes x 128 bytes \+ 1 = 1,025 are"):
+    with pytest.raises(UserError, match=r"shard 2 of 2 has 1,024 bytes, but 8 sequences x 128 bytes \+ 1 = 1,025 are"):
         Batches([enough, short], 8, 128)
 
 
@@ -147,7 +147,7 @@ def test_scoring_takes_every_byte_but_the_first_as_a_target_once(size, batch_siz
 
 @unhurried
 @given(st.integers(2, 300), st.integers(1, 12), st.integers(1, 40))
-def test_a_scored_lane_is_read_without_a_gap(size, batch_size, seq_length):
+def test_a_scored_row_is_read_without_a_gap(size, batch_size, seq_length):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     before = None
     for cut, inside in scoring_batches(data, batch_size, seq_length):

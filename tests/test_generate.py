@@ -43,7 +43,7 @@ def zeros():
 def written(lm, *args, **options):
     """The bytes of every sample."""
     pieces = {}
-    texts = lm.generate(*args, **options, hear=lambda i, piece: pieces.setdefault(i, []).append(piece))
+    texts = lm.generate(*args, **options, on_bytes=lambda i, piece: pieces.setdefault(i, []).append(piece))
     return [b"".join(pieces.get(i, [])) for i in range(len(texts))]
 
 
@@ -170,7 +170,7 @@ def test_a_schedule_of_one_value_is_a_constant_clamp(lm, value, cut, of):
 
 
 def held(lm, unit, value):
-    """One unit held at a value, or at none, as `recurrence.step` takes it."""
+    """One unit held at a value, or at none, as `cell.step` takes it."""
     units = jnp.arange(lm.hidden) == unit
     return cell.Held(units & (value is not None), jnp.where(units, value or 0.0, 0.0))
 
@@ -288,7 +288,7 @@ def test_nothing_is_computed_once_all_texts_have_ended(monkeypatch):
 
 def test_what_is_heard_is_what_is_written(lm):
     heard = {}
-    texts = lm.generate("é ", 18, 150, temperature=2.0, hear=lambda i, piece: heard.setdefault(i, []).append(piece))
+    texts = lm.generate("é ", 18, 150, temperature=2.0, on_bytes=lambda i, piece: heard.setdefault(i, []).append(piece))
     assert sorted(heard) == list(range(18)) and len(heard[0]) == 10
     for i, text in enumerate(texts):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

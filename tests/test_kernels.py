@@ -26,7 +26,7 @@ def weights():
 
 
 def gradient(weights, batch_size, time, precision, loops):
-    """A number that depends on all that a window gives, and its gradients by the weights and the state before it."""
+    """A number that depends on all that a batch gives, and its gradients by the weights and the state before it."""
     draw = np.random.default_rng(time)
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
     data = jnp.asarray(draw.integers(256, size=(batch_size, time)), jnp.uint8)
@@ -79,7 +79,7 @@ def test_an_update_is_that_of_the_plain_loops(monkeypatch, loops):
     "reason, says",
     [
         (gpu.reason_against(4096, 128), None),
-        (gpu.reason_against(100, 128), "units in steps of 64 and lanes in steps of 16, not 100 and 128"),
+        (gpu.reason_against(100, 128), "units in steps of 64 and rows in steps of 16, not 100 and 128"),
         (gpu.reason_against(4096, 8), "not 4096 and 8"),
         (tpu.reason_against(2048, 128), None),
         (tpu.reason_against(2048, 1024), None),

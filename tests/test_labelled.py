@@ -546,7 +546,7 @@ def test_a_tfds_set_keeps_its_test_split_and_gives_a_tenth_of_train_for_dev(tmp_
 def test_a_tfds_set_takes_no_split_folder_or_data_dir(tmp_path):
     with pytest.raises(UserError, match="tfds:tiny_opinions:train: name no split"):
         tasks.load("tfds:tiny_opinions:train")
-    with pytest.raises(UserError, match="--sst DIR goes with the task sst, not with tfds:tiny_opinions"):
+    with pytest.raises(UserError, match="--data DIR goes with the task sst, not with tfds:tiny_opinions"):
         tasks.load("tfds:tiny_opinions", tmp_path)
     with pytest.raises(UserError, match="TFDS_DATA_DIR"):
         tasks.load("tfds:tiny_opinions", None, tmp_path)

@@ -54,7 +54,7 @@ def test_weights_are_opened_in_the_precision_asked_for(lm, tmp_path):
     assert np.abs(features - exact).max() < 3e-2 * np.abs(exact).max() and (features != exact).any()
 
 
-def test_more_texts_than_lanes(lm):
+def test_more_texts_than_rows(lm):
     texts = [f"text {n} " * (n % 7 + 1) for n in range(2 * encode.BATCH + 3)]
     features = lm.encode(texts)
     for n in (0, 64, 130):
@@ -64,7 +64,7 @@ def test_more_texts_than_lanes(lm):
 
 @settings(deadline=None, max_examples=20)
 @given(lengths=st.lists(st.integers(0, 200), max_size=150), unit=st.integers(0, 31))
-def test_a_lane_that_is_refilled_knows_nothing_of_the_text_before(lm, lengths, unit):
+def test_a_row_that_is_refilled_knows_nothing_of_the_text_before(lm, lengths, unit):
     texts = [bytes((unit * 7 + n * k) % 256 for k in range(n)) for n in lengths]
     seen = []
     features = encode.encode(lm.weights, texts, "cell", seen.append)

@@ -62,6 +62,6 @@ def test_strange_lines_are_left_out(run, capsys, line):
 
 def test_what_is_said_above_the_progress_line_controls_no_terminal(run, capsys):
     with log.Log(run, 9, 10) as out:
-        out.say("a \x1b]0;title\x07 [b] \u202e")
+        out.log("a \x1b]0;title\x07 [b] \u202e")
     assert capsys.readouterr().out == "a \ufffd]0;title\ufffd [b] \ufffd\n"
     assert all(json.loads(line)["checksum"] for line in (run / "metrics.jsonl").read_text().splitlines())

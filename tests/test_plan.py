@@ -117,16 +117,16 @@ def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, printed",
     [
         ("v9:2x2", "no hardware 'v9'; there are v4, v5e"),
         ("v5e", "name the topology too"),
         ("h200:8", "one GPU is planned"),
     ],
 )
-def test_hardware_that_is_not_known_is_one_clear_line(monkeypatch, name, told):
+def test_hardware_that_is_not_known_is_one_clear_line(monkeypatch, name, printed):
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=printed):
         train.run(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
 
 
@@ -147,9 +147,9 @@ def test_a_run_explains_itself(tmp_path, capsys):
     assert f"1 x {jax.devices()[0].platform}" in out and "mesh: data 1, fsdp 1, model 1" in out
     size = ModelConfig(hidden=256, embed=8)
     assert hardware.parameters(size) == sum(p.size for p in jax.tree.leaves(parameters.init(size, 0)))
-    assert f"256 units, {hardware.parameters(size):,} parameters" in out and "4 of 4 lanes a device" in out
+    assert f"256 units, {hardware.parameters(size):,} parameters" in out and "4 of 4 rows a device" in out
     assert f"{6 * (5 * 256**2 + 256 * 256):,} floating-point operations a byte" in out
-    assert "warning: fewer than 64 lanes a device (4)" in out and "the first update took" in out
+    assert "warning: fewer than 64 rows a device (4)" in out and "the first update took" in out
     assert "a trace of 1 updates is in" in out and list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 

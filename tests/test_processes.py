@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_does_and_one_of_them_speaks(whole, reviews, 
     assert [row["update"] for row in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in row] == [
         *range(1, 13)
     ]
-    assert "held out: " in first.out and of_ours(second.out) == []
+    assert "validation: " in first.out and of_ours(second.out) == []
 
 
 @pytest.mark.parametrize(

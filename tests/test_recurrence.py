@@ -15,6 +15,12 @@ from mlstm_jax.training import updates
 HIDDEN = 24
 
 
+def forward(weights, data, state, precision=None):
+    """Logits of the byte after each byte, and the last state."""
+    hidden, state = unroll(weights, data, state, precision)
+    return parameters.read_out(weights, hidden, precision).swapaxes(0, 1), state
+
+
 @pytest.fixture
 def params():
     params = parameters.init(ModelConfig(hidden=HIDDEN, embed=8), seed=1)
@@ -57,23 +63,23 @@ def test_matches_numpy_loop(params, data):
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
         h = sigmoid(o) * np.tanh(c)
         expected.append(h @ p["out"] + p["out_b"])
-    logits, state = parameters.forward(parameters.prepare(params), data, some_state(3))
+    logits, state = forward(parameters.prepare(params), data, some_state(3))
     np.testing.assert_allclose(logits, np.stack(expected, 1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state[0], c, rtol=1e-4, atol=1e-5)
 
 
-def test_two_windows_equal_one_long_window(params, data):
-    whole, last = parameters.forward(parameters.prepare(params), data, some_state(3))
-    first, state = parameters.forward(parameters.prepare(params), data[:, :13], some_state(3))
-    second, state = parameters.forward(parameters.prepare(params), data[:, 13:], state)
+def test_two_batches_equal_one_long_batch(params, data):
+    whole, last = forward(parameters.prepare(params), data, some_state(3))
+    first, state = forward(parameters.prepare(params), data[:, :13], some_state(3))
+    second, state = forward(parameters.prepare(params), data[:, 13:], state)
     np.testing.assert_allclose(np.concatenate([first, second], 1), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state, last, rtol=1e-5, atol=1e-6)
 
 
 def test_future_bytes_do_not_matter(params, data):
     changed = data.at[:, 11:].add(1)
-    before, _ = parameters.forward(parameters.prepare(params), data, some_state(3))
-    after, _ = parameters.forward(parameters.prepare(params), changed, some_state(3))
+    before, _ = forward(parameters.prepare(params), data, some_state(3))
+    after, _ = forward(parameters.prepare(params), changed, some_state(3))
     assert (before[:, :11] == after[:, :11]).all()
     assert (before[:, 11:] != after[:, 11:]).any(axis=2).all()
 
@@ -254,8 +260,8 @@ def test_weight_norm_gain_starts_at_the_columns_own_norm_or_a_constant():
 def test_types_are_kept_apart_under_strict_promotion(params, data):
     """bfloat16 stays in the matrix products: state, logits and gradients are float32."""
     with jax.numpy_dtype_promotion("strict"):
-        logits, (c, h) = jax.jit(parameters.forward)(parameters.prepare(params, "bfloat16"), data, some_state(3))
+        logits, (c, h) = jax.jit(forward)(parameters.prepare(params, "bfloat16"), data, some_state(3))
         _, _, gradient = jax.jit(partial(updates.gradient, precision="bfloat16"))(params, data, some_state(3))
     assert {a.dtype for a in (logits, c, h, *jax.tree.leaves(gradient))} == {jnp.dtype("float32")}
-    exact, _ = parameters.forward(parameters.prepare(params), data, some_state(3))
+    exact, _ = forward(parameters.prepare(params), data, some_state(3))
     assert 0 < np.abs(logits - exact).max() < 3e-2

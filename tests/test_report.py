@@ -54,7 +54,6 @@ def whole(text, png):
     blocks = [
         html_page.heading(text),
         html_page.paragraph(text),
-        html_page.command(text),
         html_page.table([[text, 1]], [text, "n"]),
     ]
     return html_page.page(text, [*blocks, html_page.picture(png, text)])
@@ -75,7 +74,7 @@ def test_any_text_shows_as_itself_in_every_block_and_makes_no_element(png, text)
     names = lambda page: [(tag, name) for tag, name, _ in page.attributes if name != "class"]  # a number stands right
     assert page.tags == calm.tags and names(page) == names(calm)
     want = shown(text)
-    for tag in ("title", "h1", "h2", "p", "code", "figcaption"):
+    for tag in ("title", "h1", "h2", "p", "figcaption"):
         assert page.parts[tag] == [want], tag
     assert page.parts["th"][0] == page.parts["td"][0] == want
     assert ("img", "alt", want) in page.attributes

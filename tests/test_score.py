@@ -150,10 +150,12 @@ def test_rows_without_a_value_are_kept_and_told_by_number(run, tmp_path, capsys)
     assert [row["line"] for row in rows if row["value"] is not None] == [1, 8]
     assert rows[1]["text"] == "{broken" and rows[1]["note"].startswith("not readable: not JSON")
     assert rows[2]["note"] == "not readable: 'text' is not a text" and rows[3]["note"] == "empty"
-    told = capsys.readouterr().err.splitlines()
-    assert told.pop(0) == CLASSES
-    assert told[0].startswith("2 without a value, not readable (the first: not JSON") and told[0].endswith("lines 2, 3")
-    assert told[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", f"11 rows in {tmp_path / 'b.jsonl'}"]
+    printed = capsys.readouterr().err.splitlines()
+    assert printed.pop(0) == CLASSES
+    assert printed[0].startswith("2 without a value, not readable (the first: not JSON") and printed[0].endswith(
+        "lines 2, 3"
+    )
+    assert printed[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", f"11 rows in {tmp_path / 'b.jsonl'}"]
 
 
 def test_rows_of_a_table_that_have_too_many_columns_are_kept(run, tmp_path):
@@ -405,9 +407,9 @@ def test_a_state_of_version_0_1_without_digests_goes_on(run, tmp_path, monkeypat
     monkeypatch.setattr(score, "ROWS", 3)
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 2), tmp_path / "b.csv"
     kill(run, source, out, monkeypatch)
-    told = json.loads((tmp_path / "b.csv.part.state").read_bytes())
-    del told["sha256"], told["checksum"]
-    (tmp_path / "b.csv.part.state").write_text(json.dumps(told))
+    printed = json.loads((tmp_path / "b.csv.part.state").read_bytes())
+    del printed["sha256"], printed["checksum"]
+    (tmp_path / "b.csv.part.state").write_text(json.dumps(printed))
     score.main(run, (str(source),), out=out, resume=True)
     scored(run, source, whole := tmp_path / "whole.csv")
     assert out.read_bytes() == whole.read_bytes()
@@ -457,7 +459,10 @@ def test_a_file_that_another_process_writes_is_refused(run, tmp_path):
 # In a process of its own
 
 
-SMALL = "import sys; from mlstm_jax.cli import score; from mlstm_jax.cli.program import script; import tyro; score.ROWS = 20; "
+SMALL = (
+    "import sys; from mlstm_jax.cli import score; from mlstm_jax.cli.program import script; import tyro; score.ROWS "
+    "= 20; "
+)
 SMALL += "script(lambda: tyro.cli(score.main))"
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 

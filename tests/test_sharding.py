@@ -54,7 +54,7 @@ def test_the_losses_are_those_of_a_model_that_learns(updates):
 
 
 @pytest.mark.parametrize("mesh", ["1x1x1 in 4", "2x2x2 in 2"])
-def test_lanes_in_groups_make_the_same_update(mesh, eight, updates):
+def test_rows_in_groups_make_the_same_update(mesh, eight, updates):
     assert eight["groups"][mesh]["losses"] == pytest.approx(updates["1x1x1"]["losses"], rel=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_every_device_holds_its_part_of_the_parameters_and_of_adams_moments(eigh
     assert parts[".params['wh']"] == [[48, 192], [12, 192]]
 
 
-def test_every_device_holds_the_state_of_its_lanes_and_units(eight):
+def test_every_device_holds_the_state_of_its_rows_and_units(eight):
     parts = eight["drawn"]["2x2x2"]["parts"]
     assert parts[".carry[0]"] == parts[".carry[1]"] == [[16, 48], [4, 24]]
 
@@ -121,19 +121,19 @@ def collectives(program):
 
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "4x2x1", "1x8x1"])
-def test_no_device_speaks_inside_the_loops_where_lanes_alone_are_spread(mesh, updates):
+def test_no_device_speaks_inside_the_loops_where_rows_alone_are_spread(mesh, updates):
     inside, _, loops = collectives(updates[mesh]["program"])
     assert loops == 2, "over time, forward and backward"
     assert inside == []
 
 
 @pytest.mark.parametrize("mesh, state", [("2x2x2", "f32[4,48]"), ("1x1x8", "f32[16,48]")])
-def test_a_step_sums_one_array_of_lanes_and_units_where_the_units_are_spread(mesh, state, updates):
+def test_a_step_sums_one_array_of_rows_and_units_where_the_units_are_spread(mesh, state, updates):
     inside, _, loops = collectives(updates[mesh]["program"])
     assert loops == 2 and inside == [("all-reduce", [state])] * 2
 
 
-def test_groups_of_lanes_share_one_gathering_and_one_reduction(eight):
+def test_groups_of_rows_share_one_gathering_and_one_reduction(eight):
     inside, outside, loops = collectives(eight["groups"]["2x2x2 in 2"]["program"])
     assert loops == 3, "over groups, and over time"
     logits = "f32[24,256]"
@@ -199,11 +199,11 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line_that_says_what_to_chan
     assert "\n" not in str(error.value)
 
 
-def test_lanes_that_cannot_be_spread_are_one_line_that_says_what_to_change():
+def test_rows_that_cannot_be_spread_are_one_line_that_says_what_to_change():
     eight_devices = jax.devices() * 8
-    with pytest.raises(UserError, match="^12 lanes cannot be spread over 8 devices .*; change --batch-size, --grad-ac"):
+    with pytest.raises(UserError, match="^12 rows cannot be spread over 8 devices .*; change --batch-size, --grad-ac"):
         sharding.make(Config(batch_size=12), eight_devices)
-    with pytest.raises(UserError, match="^16 lanes in 4 groups cannot be spread over 8 devices in equal parts"):
+    with pytest.raises(UserError, match="^16 rows in 4 groups cannot be spread over 8 devices in equal parts"):
         sharding.make(Config(batch_size=16, grad_accumulation=4), eight_devices)
 
 
@@ -257,14 +257,14 @@ def test_a_mesh_that_does_not_fit_makes_no_run(reviews, tmp_path):
 
 def test_a_state_has_the_same_fingerprint_and_numbers_on_every_mesh(eight):
     assert len(eight["restored"]) == 4
-    for mesh, told in eight["restored"].items():
-        assert told == eight["restored"]["saved"], mesh
+    for mesh, printed in eight["restored"].items():
+        assert printed == eight["restored"]["saved"], mesh
 
 
 @pytest.mark.parametrize("mesh", ["1x1x1", *MESHES])
 def test_rows_that_are_placed_are_the_rows_that_were_given(mesh, eight):
     found, (data, fsdp, _) = eight["rows"][mesh], map(int, mesh.split("x"))
-    assert found["own"] == [*range(16)] and found["placed"], "one process has all lanes"
+    assert found["own"] == [*range(16)] and found["placed"], "one process has all rows"
     assert found["filled"] and found["length"] % (data * fsdp) == 0
 
 

@@ -313,10 +313,10 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("wait", [0.0, 0.1, 0.2])  # seconds: when the workers are being started
 @pytest.mark.parametrize(
-    "number, status, told",
+    "number, status, printed",
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
 )
-def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, number, status, told, wait):
+def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, number, status, printed, wait):
     process = subprocess.Popen(
         command(reviews, tmp_path / "out"), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -325,7 +325,7 @@ def test_stopped_it_ends_with_all_its_workers_in_one_line(reviews, tmp_path, num
         time.sleep(0.01)
     time.sleep(wait)
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-    assert process.communicate(timeout=60)[1] == told and process.returncode == status
+    assert process.communicate(timeout=60)[1] == printed and process.returncode == status
     again = subprocess.run(command(reviews, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.startswith("going on with what")
 
@@ -418,7 +418,7 @@ def test_what_is_damaged_in_an_unfinished_corpus_is_made_again(reviews, corpus, 
     noted += [out / "train-00004.bin", out / "train-00005.ends.npy", out / "validation.labels.jsonl"]
     for path in (*noted, work / "index.npy", out / "bad_lines.jsonl"):
         damage(path, how)
-    manifest = prepare.prepare([str(reviews)], out, options, alone, say=said.append)
+    manifest = prepare.prepare([str(reviews)], out, options, alone, log=said.append)
     assert sums(out) == sums(corpus) and manifest == json.loads((corpus / "manifest.json").read_text())
     assert said[0].startswith("going on with what")
     made_again = len(noted) - (how == "gone") * 2  # without a note there is nothing to check
@@ -431,7 +431,7 @@ def test_an_unfinished_corpus_whose_plan_is_damaged_is_started_anew_with_a_word(
         prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3000), alone)
     damage(tmp_path / "out" / ".work" / "plan.json", how)
     said = []
-    prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone, say=said.append)
+    prepare.prepare([str(reviews)], tmp_path / "out", prepare.Options(3), alone, log=said.append)
     assert len(said) == 1 and "plan.json is " in said[0] and "starting anew, without what" in said[0]
 
 
@@ -520,7 +520,7 @@ def copy(corpus, tmp_path):
 def test_training_reads_the_shards_in_their_order(corpus, tmp_path, capsys):
     assert train.run(arguments(corpus, tmp_path / "run")) == 0
     assert "to train on in 7 shards" in capsys.readouterr().out
-    state, meta = checkpoint.restore(tmp_path / "run", say=print)
+    state, meta = checkpoint.restore(tmp_path / "run", log=print)
     assert int(state.update) == 20 and meta["position"] == 20
     assert train.run(["--run-dir", str(tmp_path / "run"), "--verify"]) == 0
     assert "all 7 shards" in capsys.readouterr().out
@@ -597,7 +597,7 @@ def test_an_unfinished_corpus_of_an_earlier_version_is_finished(reviews, tmp_pat
     (work / "00000-0000000.run").write_bytes(bytes(24) + b"\n       " + b"null\n")
     (work / "test.done").write_text(json.dumps(dict(name="test", reviews=1, bytes=9, sha256="0" * 64)))
     said = []
-    prepare.prepare([str(reviews)], tmp_path / "out", options, alone, say=said.append)
+    prepare.prepare([str(reviews)], tmp_path / "out", options, alone, log=said.append)
     assert said[0].startswith("going on with what") and said[1].startswith("2 of 2 files")
     prepare.prepare([str(reviews)], tmp_path / "whole", options, alone)
     assert sums(tmp_path / "out") == sums(tmp_path / "whole")
@@ -683,7 +683,7 @@ def test_training_may_open_as_many_files_as_the_system_grants(tmp_path):
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard) and soft < hard
 
 
-def test_the_stream_is_the_windows_in_their_order_and_raises_what_the_check_raises():
+def test_the_stream_is_the_batches_in_their_order_and_raises_what_the_check_raises():
     data = [np.random.default_rng(n).integers(0, 256, 500, np.uint8) for n in range(3)]
     cut, checked = batches.Batches(data, batch_size=4, seq_length=16), []
     found = batches.stream(cut, 5, checked.append)

@@ -156,7 +156,7 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, text, line, says):
 def test_a_missing_file_or_folder_says_what_to_put_where(tmp_path):
     write(tmp_path, "dev", "").joinpath("dev_binary_sent.csv").unlink()
     for folder, named in ((tmp_path, tmp_path / "dev_binary_sent.csv"), (tmp_path / "none", tmp_path / "none")):
-        with pytest.raises(UserError, match="--sst DIR") as caught:
+        with pytest.raises(UserError, match="--data DIR") as caught:
             tasks.load("sst", folder=folder)
         assert str(named) in str(caught.value)
 
@@ -164,7 +164,7 @@ def test_a_missing_file_or_folder_says_what_to_put_where(tmp_path):
 def test_an_unknown_task_and_a_folder_for_another_task_are_refused():
     with pytest.raises(UserError, match="unknown task 'sst2'; there are: sst, imdb, rotten_tomatoes"):
         tasks.load("sst2")
-    with pytest.raises(UserError, match="--sst DIR goes with the task sst, not with imdb"):
+    with pytest.raises(UserError, match="--data DIR goes with the task sst, not with imdb"):
         tasks.load("imdb", folder=EXCERPT)
 
 
@@ -228,7 +228,7 @@ def test_altered_bytes_are_refused_and_nothing_is_kept(tmp_path, monkeypatch, se
     for _ in range(2):  # nor is anything of the first attempt taken for good by the second
         with pytest.raises(UserError, match=f"{altered}_binary_sent.csv is not the released file") as caught:
             tasks.load("sst", data_dir=tmp_path / "tfds")
-        assert "\n" not in str(caught.value) and "--sst DIR" in str(caught.value)
+        assert "\n" not in str(caught.value) and "--data DIR" in str(caught.value)
         assert files(tmp_path / "tfds") == []
     shutil.copy(EXCERPT / path.name, path)
     assert pairs(tasks.load("sst", data_dir=tmp_path / "tfds").train) == truth("train")
@@ -291,7 +291,7 @@ def test_offline_says_at_once_what_to_put_where(tmp_path, monkeypatch, served):
     served.close()
     message = refused(tmp_path)
     assert "127.0.0.1 does not answer (ConnectionError)" in message
-    for words in (*sst.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "--sst DIR"):
+    for words in (*sst.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "--data DIR"):
         assert words in message
 
 
@@ -343,7 +343,7 @@ def test_without_tensorflow_datasets_a_folder_works_and_fetching_says_so(tmp_pat
     monkeypatch.delattr(tasks, "sst_download", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert len(tasks.load("sst", folder=EXCERPT).train.texts) == 60
-    with pytest.raises(UserError, match="tensorflow-datasets.*--sst DIR"):
+    with pytest.raises(UserError, match="tensorflow-datasets.*--data DIR"):
         tasks.load("sst", data_dir=tmp_path)
 
 

@@ -55,12 +55,12 @@ def finished(reviews, tmp_path_factory):
 
 
 def interrupt_at(monkeypatch, position, number):
-    """Send this process a signal when training takes window `position`."""
+    """Send this process a signal when training takes batch `position`."""
     monkeypatch.setattr(batches, "stream", interrupting(batches.stream, position, number))
 
 
 def state_of(run_dir):
-    state, meta = checkpoint.restore(run_dir, say=print)
+    state, meta = checkpoint.restore(run_dir, log=print)
     return state, {k: v for k, v in meta.items() if k not in ("config", "digests")}
 
 
@@ -95,7 +95,7 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
 
 
 def test_held_out_figure_equals_the_models_own(finished, reviews):
-    """The figure in the records is the mean over all targets, computed here in one lane after another."""
+    """The figure in the records is the mean over all targets, computed here in one row after another."""
     lm = mlstm_jax.load(finished)
     config = train.stored_config(finished)
     part = build(config).validation[: config.eval_bytes]
@@ -237,7 +237,7 @@ def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path
     options = ("--init", str(source), "--updates", "1", "--learning-rate", "1e-30")
     assert train.run(arguments(reviews, tmp_path / "still", *options)) == 0
     assert f"starting from {source}: 48 units, embedding of 16, a fresh optimizer" in capsys.readouterr().out
-    state, meta = checkpoint.restore(tmp_path / "still", say=print)
+    state, meta = checkpoint.restore(tmp_path / "still", log=print)
     before = mlstm_jax.load(source)
     assert checkpoint.digest(state.params) == before.digest == mlstm_jax.load(source).digest
     assert meta["config"]["model"] == {"hidden": 48, "embed": 16, "gain": None}
@@ -327,7 +327,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
-    assert not np.any(after.carry), "the lanes start afresh, or they would never recover"
+    assert not np.any(after.carry), "the rows start afresh, or they would never recover"
     again, _ = train_step(after, batch, False, 0.1)
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
 
@@ -601,7 +601,7 @@ def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, 
         ("sample.py", finished, "--clamp", "3:1"),
         ("sample.py", tmp_path / "nowhere"),
         ("train.py", "--run-dir", ROOT / "README.md" / "run"),
-        ("eval_sst.py", finished, "--sst", tmp_path),
+        ("eval_sst.py", finished, "--data", tmp_path),
     ):
         done = script(name, *args)
         assert done.returncode == 2, (name, args, done.stderr)
@@ -648,3 +648,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finish
     assert process.returncode == -signal.SIGKILL
     assert train.run(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
+
+
+def test_without_validation_the_test_alone_is_scored(reviews, tmp_path, capsys):
+    assert train.run(arguments(reviews, tmp_path / "run", "--eval-every", "0", "--updates", "2")) == 0
+    assert not any("validation_bits_per_byte" in row for row in run_folder.read_metrics(tmp_path / "run"))
+    shown = capsys.readouterr().out
+    assert "\ntest: " in shown and "validation: " not in shown

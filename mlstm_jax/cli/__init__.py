@@ -29,7 +29,10 @@ def mlstm() -> None:
         print(f"mlstm_jax {__version__}")
     else:
         known = "\n".join(f"  {name:8}  {summary}" for name, (_, summary) in COMMANDS.items())
-        usage = f"usage: mlstm COMMAND ...\n\n{known}\n\nmlstm COMMAND --help shows its options; mlstm --version the version"
+        usage = (
+            f"usage: mlstm COMMAND ...\n\n{known}\n\nmlstm COMMAND --help shows its options; mlstm --version the "
+            "version"
+        )
         wrong = command not in ("--help", "-h")
         print(f"error: no command {command!r}\n{usage}" if wrong else usage, file=sys.stderr if wrong else sys.stdout)
         sys.exit(2 * wrong)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 
 def main(source: Path, target: Path, /, format: Literal["safetensors", "openai", "seed"] = "safetensors") -> None:
@@ -20,7 +20,7 @@ def main(source: Path, target: Path, /, format: Literal["safetensors", "openai",
     from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
 
     language_model.load(source).save(target, format)
-    say(f"wrote {target}")
+    log(f"wrote {target}")
 
 
 def run(args: list[str]) -> None:

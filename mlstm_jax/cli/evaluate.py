@@ -16,7 +16,7 @@ import tyro
 
 from mlstm_jax.config import as_argument
 from mlstm_jax.errors import require
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
@@ -26,7 +26,7 @@ def main(
     /,
     *,
     task: str = "sst",
-    data: Annotated[Path | None, tyro.conf.arg(aliases=["--sst"])] = None,
+    data: Path | None = None,
     text_key: str | None = None,
     label_key: str | None = None,
     positive: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
@@ -98,7 +98,7 @@ def main(
                 parts.extend(new)
 
             add(sections.the_unit(model, found, majority, folder), sections.rankings(found))
-            say(f"wrote {saved}")
+            log(f"wrote {saved}")
             if controls or report:
                 add(*sections.doubts(model, texts, found))
             if label_efficiency or report:
@@ -109,7 +109,7 @@ def main(
                 add(sections.effect(model, record, folder, samples, sample_length))
             if page:
                 parts += [sections.read(model, texts, found), sections.reproduce(model, sys.argv[1:])]
-                say(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
+                log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
             advise(model, record)
             numbers = unit_record.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
             numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
@@ -142,9 +142,9 @@ def labelled(task, data, text_key, label_key, positive, negative):
 def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
-        say(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+        log(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     name = as_argument(model.path)
     if record.feature == "cell":
-        say(f"Next: python sample.py {name} --sentiment +2")
+        log(f"Next: python sample.py {name} --sentiment +2")
     else:
-        say(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")
+        log(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")

@@ -12,7 +12,7 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.errors import require
 from mlstm_jax.report import html_page
 from mlstm_jax.report.heatmap import html, plain, png, read, terminal
-from mlstm_jax.text import decode, say
+from mlstm_jax.text import decode, log
 
 
 def main(
@@ -50,7 +50,7 @@ def main(
     else:
         with atomic(out) as file:
             file.write(html_page.page("Byte by byte", [html(shown, scale, about)]).encode())
-    say(f"wrote {out}")
+    log(f"wrote {out}")
 
 
 def run(args: list[str]) -> None:

@@ -10,7 +10,7 @@ from mlstm_jax import signals
 from mlstm_jax.config import at_home
 from mlstm_jax.errors import UserError
 from mlstm_jax.signals import mute
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 
 def script(main: Callable[[], int | None]) -> None:
@@ -45,7 +45,10 @@ def _explain(error: BaseException) -> int | str | None:
     if isinstance(error, UserError):
         line = str(error)
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        line = "there is not enough memory; take fewer --batch-size, a shorter --seq-length, a smaller model or larger machine"
+        line = (
+            "there is not enough memory; take fewer --batch-size, a shorter --seq-length, a smaller model or larger "
+            "machine"
+        )
     elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
         asked = os.environ.get("JAX_PLATFORMS", "")
         line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"
@@ -53,5 +56,5 @@ def _explain(error: BaseException) -> int | str | None:
         line = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         raise error
-    say(f"error: {' '.join(line.splitlines())}", sys.stderr)
+    log(f"error: {' '.join(line.splitlines())}", sys.stderr)
     return 2

@@ -89,11 +89,11 @@ def main(
     options = dict(top_k=top_k, top_p=top_p, clamp_of=clamp_feature, clamp_prime=clamp_prime, stop=stop)
     if stream:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # no character is cut between two pieces
-        say = lambda data, final=False: print(shown(decoder.decode(data, final)), end="\n" * final, flush=True)
+        write = lambda data, final=False: print(shown(decoder.decode(data, final)), end="\n" * final, flush=True)
         first = [encode(prime)]  # printed with what follows, so that a refused option prints nothing
-        hear = lambda _, piece: say((first.pop() if first else b"") + piece)
-        model.generate(prime, 1, length, temperature, held, seed, hear=hear, **options)
-        say(b"".join(first), final=True)
+        on_bytes = lambda _, piece: write((first.pop() if first else b"") + piece)
+        model.generate(prime, 1, length, temperature, held, seed, on_bytes=on_bytes, **options)
+        write(b"".join(first), final=True)
         return
     texts = model.generate(prime, num, length, temperature, held, seed, show_progress=True, **options)
     if json:

@@ -5,7 +5,6 @@ mlstm score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.p
 
 import contextlib
 import csv
-import fcntl
 import glob
 import hashlib
 import io
@@ -23,7 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from mlstm_jax import unit_record
+from mlstm_jax import disk, unit_record
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
     KINDS,
@@ -41,7 +40,7 @@ from mlstm_jax.errors import Damaged, UserError, require
 from mlstm_jax.progress import progress
 from mlstm_jax.sentiment.scores import Review, groups, positive, probability, read
 from mlstm_jax.signals import mute
-from mlstm_jax.text import EMPTY, decode, encode, frame, printable, say
+from mlstm_jax.text import EMPTY, decode, encode, frame, log, printable
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -114,7 +113,7 @@ def main(
     classes = describe_classes(record.negative, record.positive)
     if file and os.path.lexists(file):  # with --resume alone
         total, scored = _counts_of_finished(file, about)
-        say(f"{classes}\n{total:,} rows in {file}, which is finished", sys.stderr)
+        log(f"{classes}\n{total:,} rows in {file}, which is finished", sys.stderr)
         _require_scored(scored, file)
         return
     total, without, size = 0, {}, sum(source.size or 0 for source in found)
@@ -137,7 +136,7 @@ def main(
         require(total, f"{', '.join(source.name for source in found[:3])}: there is no review in it")
         scored = total - sum(reason.count for reason in without.values())
         sink.finish({"rows": total, "scored": scored})
-    say(classes, sys.stderr)
+    log(classes, sys.stderr)
     _report(total, without, file)
     _require_scored(scored, file)
 
@@ -159,7 +158,7 @@ def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
         first = next(cut, None)
         labelled |= first is not None and first.keys.label is not None
         if words := first and labels_within(source, first):
-            say(words, sys.stderr)
+            log(words, sys.stderr)
         if source.name == "-":  # it cannot be read twice
             parts.append(chain([first] if first else [], cut))
         else:
@@ -266,7 +265,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
         return
     part, state, done = _parts(out)
     with _told(part, state), open(part, "r+b" if resume and part.exists() else "x+b") as file:
-        _lock(file, part)
+        disk.lock(file, f"{part} is being written")
         for name in (state.name, done.name):
             for left in out.parent.glob(f".{glob.escape(name)}.*"):  # by one that was killed
                 left.unlink()
@@ -287,15 +286,15 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 count += groups
                 file.flush()
                 os.fsync(file.fileno())  # before what says that it is there
-                with atomic(state) as told:
-                    told.write(dumps(known(groups=count)).encode())
+                with atomic(state) as stored:
+                    stored.write(dumps(known(groups=count)).encode())
 
             def finish(counts):
                 file.flush()
                 os.fsync(file.fileno())
                 require(not os.path.lexists(out), f"{out} has appeared meanwhile; all that was written is in {part}")
-                with atomic(done) as told:
-                    told.write(dumps(known(**counts)).encode())
+                with atomic(done) as stored:
+                    stored.write(dumps(known(**counts)).encode())
                 os.replace(part, out)
                 sync_folder(out.parent)
                 state.unlink(missing_ok=True)
@@ -307,7 +306,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 part.unlink()
                 state.unlink(missing_ok=True)
             elif isinstance(error, KeyboardInterrupt):
-                say(f"what is done is kept in {part}: {GO_ON}", sys.stderr)
+                log(f"what is done is kept in {part}: {GO_ON}", sys.stderr)
             raise
 
 
@@ -335,16 +334,6 @@ def _told(part: Path, state: Path) -> Iterator[None]:
         raise UserError(f"cannot write {part}: {error.strerror or error}{kept}") from None
 
 
-def _lock(file: IO[bytes], part: Path) -> None:
-    """Hold a file for this process, until it is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{part} is being written by another process") from None
-    except OSError:
-        pass  # a file system without locks
-
-
 def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -> tuple[int, int, Any]:
     """Groups that are whole, their bytes and SHA-256 so far; raises UserError unless they are of a run like this."""
     size, digest = part.stat().st_size, hashlib.sha256()
@@ -352,17 +341,17 @@ def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -
         return 0, 0, digest
     start_again = f"remove {part} and start again"
     try:
-        told = read_json(state, {"groups": int, "bytes": int})
-        count, finished = told["groups"], told["bytes"]
-        whole = is_sealed(told) and count >= 0 and 0 <= finished <= size
+        stored = read_json(state, {"groups": int, "bytes": int})
+        count, finished = stored["groups"], stored["bytes"]
+        whole = is_sealed(stored) and count >= 0 and 0 <= finished <= size
     except (Damaged, FileNotFoundError):
         whole = False
     require(whole, f"{state} is missing or damaged; {start_again}")
-    if differs := _difference(told, about):
+    if differs := _difference(stored, about):
         raise UserError(f"{part} was begun {differs}; give the same again, or {start_again}")
     for start in range(0, finished, CHUNK):
         digest.update(file.read(min(CHUNK, finished - start)))
-    same = told.get("sha256", digest.hexdigest()) == digest.hexdigest()  # version 0.1 kept none
+    same = stored.get("sha256", digest.hexdigest()) == digest.hexdigest()  # version 0.1 kept none
     require(same, f"{part} is not as it was written; {start_again}")
     return count, finished, digest
 
@@ -372,22 +361,22 @@ def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int]:
     done, known = _parts(out)[2], {"rows": int, "scored": int, "bytes": int, "sha256": str, "checksum": str}
     otherwise = "name another file with --out, or move it away"
     try:
-        told = read_json(done, known)
+        stored = read_json(done, known)
     except (Damaged, FileNotFoundError):
-        told = {"checksum": ""}
-    require(is_sealed(told), f"{out} exists; {otherwise}")
-    if differs := _difference(told, about):
+        stored = {"checksum": ""}
+    require(is_sealed(stored), f"{out} exists; {otherwise}")
+    if differs := _difference(stored, about):
         raise UserError(f"{out} exists, and was made {differs}; {otherwise}")
     with open(out, "rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == told["sha256"]
+        same = hashlib.file_digest(file, "sha256").hexdigest() == stored["sha256"]
     require(same, f"{out} exists, and is not as it was written; {otherwise}")
-    return told["rows"], told["scored"]
+    return stored["rows"], stored["scored"]
 
 
-def _difference(told: dict[str, Any], about: dict[str, Any]) -> str | None:
+def _difference(stored: dict[str, Any], about: dict[str, Any]) -> str | None:
     """The first thing in which another run differs from this one, with both values."""
     for name, now in about.items():
-        if (then := told.get(name)) != now:
+        if (then := stored.get(name)) != now:
             return f"with another {name}: {reprlib.repr(then)}, now {reprlib.repr(now)}"
     return None
 
@@ -422,5 +411,5 @@ def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
     for reason, (count, first, why) in without.items():
         places = ", ".join(first) + " ..." * (count > len(first))
         said = f" (the first: {why})" if why else ""
-        say(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", sys.stderr)
-    say(f"{total:,} rows" + (f" in {out}" if out else ""), sys.stderr)
+        log(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", sys.stderr)
+    log(f"{total:,} rows" + (f" in {out}" if out else ""), sys.stderr)

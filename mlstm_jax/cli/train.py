@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from mlstm_jax import config as configs
 from mlstm_jax import signals
@@ -16,7 +17,7 @@ from mlstm_jax.cli import arguments
 from mlstm_jax.config import Config
 from mlstm_jax.disk import locked, raise_file_limit, read_json
 from mlstm_jax.errors import UserError, require
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 PRIMES = ("I ", "This movie ", "The ")
 HOPELESS_AFTER = 100  # updates; until then a loss above that of guessing may still come down
@@ -36,7 +37,7 @@ def stored_config(run_dir: Path) -> Config | None:
 
     if found := checkpoint.saved_config(run_dir):
         config, update = found
-        say(f"{path} is {'damaged' if error else 'missing'}: taking the config that checkpoint {update} holds")
+        log(f"{path} is {'damaged' if error else 'missing'}: taking the config that checkpoint {update} holds")
         return config
     if error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or name a new folder with --run-dir")
@@ -78,14 +79,15 @@ def run(args: list[str]) -> int:
     for name, part in (("validation", corpus.validation), ("test", corpus.test)):
         require(
             len(part) > config.eval_batch_size,
-            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} lanes; "
+            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} "
+            "rows; "
             "raise --validation-fraction or lower --eval-batch-size",
         )
     if config.verify:
         for shard in range(len(corpus.train)):
             corpus.check(shard)
-        say(corpus.summary)
-        say(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
+        log(corpus.summary)
+        log(f"all {len(corpus.train)} shards, validation and test bytes are as they were written")
         return 0
 
     from mlstm_jax.training import processes
@@ -95,11 +97,11 @@ def run(args: list[str]) -> int:
         signals.mute()  # one process speaks for all
         return _train(config, run_dir, corpus, batches)
     for note in corpus.notes:
-        say(note, sys.stderr)
-    say(corpus.summary)
-    say(
-        f"one pass is {len(batches):,} updates of {config.batch_size} lanes x {config.seq_length} bytes; "
-        f"{batches.unused:,} bytes at the shards' ends fill no window"
+        log(note, sys.stderr)
+    log(corpus.summary)
+    log(
+        f"one pass is {len(batches):,} updates of {config.batch_size} sequences x {config.seq_length} bytes; "
+        f"{batches.unused:,} bytes at shard ends are unused"
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir, "trained"):
@@ -134,7 +136,7 @@ def compare(run_dir: Path, old: Config, config: Config) -> None:
             "another --run-dir starts anew"
         )
     if changed:
-        say(f"changed for this run from now on: {described}")
+        log(f"changed for this run from now on: {described}")
 
 
 def _train(config, run_dir, corpus, batches) -> int:
@@ -150,7 +152,8 @@ def _train(config, run_dir, corpus, batches) -> int:
     from mlstm_jax.model import parameters
     from mlstm_jax.planning import plan
     from mlstm_jax.text import printable, show
-    from mlstm_jax.training import checkpoint, log, processes, sharding, updates, validation
+    from mlstm_jax.training import checkpoint, processes, sharding, updates, validation
+    from mlstm_jax.training.log import Log
 
     precision = hardware.default_precision() if config.precision == "auto" else config.precision
     mesh = sharding.make(config)
@@ -158,7 +161,7 @@ def _train(config, run_dir, corpus, batches) -> int:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
     # State: a new one, one that starts from other weights, or the newest whole checkpoint's.
-    restored = checkpoint.restore(run_dir, say, mesh)
+    restored = checkpoint.restore(run_dir, log, mesh)
     if config.init and restored:
         config = replace(config, model=configs.from_dict(restored[1]["config"]).model)  # taken from the weights then
     elif config.init:
@@ -166,7 +169,7 @@ def _train(config, run_dir, corpus, batches) -> int:
         first.require_bytes()
         size = {"hidden": first.hidden, "embed": first.embed}
         config = replace(config, model=replace(config.model, **size))
-        say(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
+        log(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(batches), 2**31)))
     require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     kept = configs.kept(config)
@@ -185,10 +188,10 @@ def _train(config, run_dir, corpus, batches) -> int:
             f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
         )
         meta |= {name: saved[name] for name in ("position", "schedule", "validation_bits_per_byte")}
-        say(f"resuming {run_dir} after update {int(state.update):,}")
+        log(f"resuming {run_dir} after update {int(state.update):,}")
     else:
         if (run_dir / "metrics.jsonl").exists():
-            say(f"{run_dir} has no checkpoint: starting again from update 0")
+            log(f"{run_dir} has no checkpoint: starting again from update 0")
         if config.init:
             state = updates.init_state(first.params, config.batch_size)
             state = sharding.spread_tree(state, updates.shardings(config, mesh))
@@ -204,11 +207,11 @@ def _train(config, run_dir, corpus, batches) -> int:
     if processes.is_first():
         run_folder.write_config(run_dir, kept)  # not before all that could refuse it
     if update == end:
-        say(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
+        log(f"{run_dir} is finished ({end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run_dir)}")
         return 0
 
     for line in plan.explain(config, state, mesh, precision, end - update):
-        say(line)
+        log(line)
     per_byte, chip = hardware.flops_per_byte(config.model), hardware.chip_of(jax.devices()[0].device_kind)
 
     # What is compiled: an update, and the weights for scoring and, whole on every device, for sampling.
@@ -238,10 +241,10 @@ def _train(config, run_dir, corpus, batches) -> int:
     with (
         closing(stream(batches, meta["position"], corpus.check, own)) as ready,
         Interrupt() as interrupted,
-        log.Log(run_dir, update, end, keep=processes.is_first()) as out,
-        checkpoint.Saver(run_dir, config.keep, out.say, mesh) as saver,
+        Log(run_dir, update, end, keep=processes.is_first()) as out,
+        checkpoint.Saver(run_dir, config.keep, out.log, mesh) as saver,
     ):
-        out.say("compiling the first update ...")
+        out.log("compiling ...")
         first_update = time.monotonic()
         while update < end and not (stopped := processes.highest(interrupted.signal) if update > start else 0):
             saver.check(state, meta)
@@ -254,12 +257,12 @@ def _train(config, run_dir, corpus, batches) -> int:
             recent.append(jax.device_get(metrics))  # waits for the update
             out.tick(update)
             if first_update:
-                out.say(f"the first update took {time.monotonic() - first_update:.1f} seconds, most of it compilation")
+                out.log(f"the first update took {time.monotonic() - first_update:.1f} seconds, most of it compilation")
                 first_update = None
             trace(config.profile, update - begun, run_dir, update == end)
 
             if recent[-1]["skipped_in_a_row"]:
-                out.say(f"update {update:,} was not finite: skipped, {recent[-1]['skipped']} so far")
+                out.log(f"update {update:,} was not finite: skipped, {recent[-1]['skipped']} so far")
             if recent[-1]["skipped_in_a_row"] >= 10:
                 saver.save(state, meta)
                 raise UserError(
@@ -271,8 +274,8 @@ def _train(config, run_dir, corpus, batches) -> int:
                 if done:
                     rate_of_bytes = len(recent) * config.batch_size * config.seq_length / (time.monotonic() - since)
                     values = {
-                        "bits_per_byte": mean(m["bits_per_byte"] for m in done),
-                        "gradient_norm": mean(m["gradient_norm"] for m in done),
+                        "bits_per_byte": fmean(m["bits_per_byte"] for m in done),
+                        "gradient_norm": fmean(m["gradient_norm"] for m in done),
                         "learning_rate": float(rate),
                         "bytes_per_second": rate_of_bytes,
                         "bytes_per_second_per_chip": rate_of_bytes / mesh.size,
@@ -284,14 +287,14 @@ def _train(config, run_dir, corpus, batches) -> int:
                     out.training(update, values, whole=config.log_every)
                     if not hopeless and update >= HOPELESS_AFTER and values["bits_per_byte"] > 8:
                         hopeless = True
-                        out.say(worse_than_guessing(config, values["bits_per_byte"]))
+                        out.log(worse_than_guessing(config, values["bits_per_byte"]))
                 recent, since = [], time.monotonic()
             if every(config.eval_every):
                 meta["validation_bits_per_byte"] = score(corpus.validation)
                 out.metrics(update, {"validation_bits_per_byte": meta["validation_bits_per_byte"]})
-                out.say(f"update {update:,}: {meta['validation_bits_per_byte']:.4f} bits per byte held out")
+                out.log(f"update {update:,}: {meta['validation_bits_per_byte']:.4f} validation bits per byte")
             if every(config.sample_every):
-                out.say(sample(0))
+                out.log(sample(0))
             if every(config.save_every) and update < end:  # the last one comes after the test
                 saver.save(state, meta)
             if not recent:
@@ -304,16 +307,17 @@ def _train(config, run_dir, corpus, batches) -> int:
 
     if update < end:
         again = f"python train.py --run-dir {configs.as_argument(run_dir)}"
-        say(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
+        log(f"stopped and saved after update {update:,} of {end:,}; {again} goes on")
         return 128 + stopped
     samples = [sample(number) for number in range(len(PRIMES))]  # every process has a part in them
     if not processes.is_first():
         return 0
     metrics = run_folder.read_metrics(run_dir)
-    say(f"held out: {meta['validation_bits_per_byte']:.4f} bits per byte; test: {test:.4f} bits per byte")
+    first = f"validation: {meta['validation_bits_per_byte']:.4f} bits per byte; " if config.eval_every else ""
+    log(f"{first}test: {test:.4f} bits per byte")
     picture(metrics, run_dir / "loss_curve.png")
-    say("\n".join(samples))
-    say(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
+    log("\n".join(samples))
+    log(f"the run is in {run_dir}. Try:\n{next_steps(run_dir)}")
     return 0
 
 
@@ -325,7 +329,7 @@ def trace(updates: int, done: int, run_dir: Path, last: bool) -> None:
         jax.profiler.start_trace(str(run_dir / "profile"))
     elif updates and (done == 2 + updates or 2 < done < 2 + updates and last):
         jax.profiler.stop_trace()
-        say(f"a trace of {done - 2} updates is in {run_dir / 'profile'}; look at it with TensorBoard or Perfetto")
+        log(f"a trace of {done - 2} updates is in {run_dir / 'profile'}; look at it with TensorBoard or Perfetto")
 
 
 def picture(metrics, path: Path) -> None:
@@ -348,12 +352,6 @@ def worse_than_guessing(config: Config, bits: float) -> str:
         f"warning: {bits:.4g} bits per byte are worse than guessing, which takes 8: stop this run, and start a new one "
         f"with a --learning-rate below {config.learning_rate:g}, or with {clip_norm}"
     )
-
-
-def mean(values) -> float:
-    """Arithmetic mean of an iterator of numbers."""
-    values = [float(v) for v in values]
-    return sum(values) / len(values)
 
 
 class Interrupt:

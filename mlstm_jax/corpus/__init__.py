@@ -1,1 +1,1 @@
-"""Where bytes come from: readers of reviews, the packaged ones, the shards, the stream of windows. numpy only."""
+"""Where bytes come from: readers of reviews, the packaged ones, the shards, the stream of batches. numpy only."""

@@ -1,4 +1,4 @@
-"""The stream of training windows and the lanes of held-out scoring, cut from bytes. A place in it is one number."""
+"""The stream of training batches and the rows of held-out scoring, cut from bytes. A place in it is one number."""
 
 import itertools
 import queue
@@ -14,21 +14,22 @@ Bytes = UInt8[np.ndarray, "bytes"]
 
 
 class Batches:
-    """Training windows over shards of bytes.
+    """Training batches over shards of bytes.
 
-    Every shard is cut into `lanes` contiguous lanes; a window is the next `window` bytes of every lane, and one byte
-    more, the last target, which is the real next byte of the shard. Window `position` (0, 1, ... without end, pass
+    Every shard is cut into `batch_size` contiguous rows; a batch is the next `seq_length` bytes of every row, and one
+    byte more, the last target, which is the real next byte of the shard. Batch `position` (0, 1, ... without end, pass
     after pass) depends on nothing else, so that one number, the same on any number of processes, is the cursor.
     """
 
     def __init__(self, shards: Sequence[Bytes], batch_size: int, seq_length: int):
-        """Raises UserError where a shard has fewer bytes than one window for every lane."""
+        """Raises UserError where a shard has fewer bytes than one batch takes."""
         self.shards, self.batch_size, self.seq_length = shards, batch_size, seq_length
         need, sizes = batch_size * seq_length + 1, [len(shard) for shard in shards]
         for number, size in enumerate(sizes):
             require(
                 size >= need,
-                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} lanes x {seq_length} bytes + 1 "
+                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} sequences x {seq_length} "
+                "bytes + 1 "
                 f"= {need:,} are needed for one update; lower --batch-size, --seq-length or --shards",
             )
         self.bytes = sum(sizes)
@@ -36,20 +37,20 @@ class Batches:
         self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
-        """Windows in one pass over the shards."""
+        """Batches in one pass over the shards."""
         return int(self.counts.sum())
 
     @property
     def unused(self) -> int:
-        """Bytes at the shards' ends that fill no window."""
+        """Bytes at the shards' ends that fill no batch."""
         return self.bytes - len(self) * self.batch_size * self.seq_length
 
     def at(
         self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)
     ) -> tuple[UInt8[np.ndarray, "own {self.seq_length}+1"], bool]:
-        """Window number `position`, and whether a shard begins there, where the state starts from zero.
+        """Batch number `position`, and whether a shard begins there, where the state starts from zero.
 
-        Only the lanes named in `own` are read.
+        Only the rows named in `own` are read.
         """
         number = self.shard(position)
         place = position % len(self) - int(self.ends[number] - self.counts[number])
@@ -63,7 +64,7 @@ class Batches:
         return np.array(rows[own]), place == 0
 
     def shard(self, position: int) -> int:
-        """The number of the shard that window `position` lies in."""
+        """The number of the shard that batch `position` lies in."""
         return int(np.searchsorted(self.ends, position % len(self), side="right"))
 
 
@@ -74,10 +75,10 @@ def stream(
     own: Int[np.ndarray, "own"] | slice = slice(None),
     ahead: int = 8,
 ) -> Iterator[tuple[UInt8[np.ndarray, "own seq_plus_one"], bool]]:
-    """Windows from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
+    """Batches from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
 
-    Of every window only the lanes named in `own`, a process's own ones, are read. `check(shard)` is called before the
-    first window of each shard; what it raises is raised in that window's place.
+    Of every batch only the rows named in `own`, a process's own ones, are read. `check(shard)` is called before the
+    first batch of each shard; what it raises is raised in that batch's place.
     """
     ready, stop = queue.Queue(ahead), threading.Event()
 
@@ -114,10 +115,10 @@ def stream(
 def scoring_batches(
     data: Bytes, batch_size: int, seq_length: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "batch seq_plus_one"], Bool[np.ndarray, "batch seq"]]]:
-    """All of `data` in a fixed number of lanes, window by window, with a mask of the targets that count.
+    """All of `data` in a fixed number of rows, batch by batch, with a mask of the targets that count.
 
-    A lane reads on into the next lane's first byte, so that every byte but the first of `data` is a target once
-    (the last lane is the shorter one).
+    A row reads on into the next row's first byte, so that every byte but the first of `data` is a target once
+    (the last row is the shorter one).
     """
     targets = len(data) - 1
     row_bytes = -(-targets // batch_size)

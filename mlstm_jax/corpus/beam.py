@@ -29,10 +29,10 @@ def runner(name: str, options: tuple[str, ...], out: Path) -> Spread:
     """
     parsed = PipelineOptions([f"--runner={name}", *(f"--{option}" for option in options)])
     try:
-        with redirect_stderr(io.StringIO()) as told:
+        with redirect_stderr(io.StringIO()) as printed:
             known = parsed.get_all_options()
     except SystemExit:  # Beam prints the usage of all its options, and what is wrong behind it
-        raise UserError(f"--runner-options: {told.getvalue().strip().rpartition('error: ')[2]}") from None
+        raise UserError(f"--runner-options: {printed.getvalue().strip().rpartition('error: ')[2]}") from None
     for key in (option.partition("=")[0] for option in options):
         require(key in known, f"--runner-options: Beam knows no option {key!r}")
     return partial(_spread, options=parsed, work=out / ".work")

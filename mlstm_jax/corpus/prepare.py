@@ -34,7 +34,7 @@ from mlstm_jax.errors import Damaged, UserError, require
 from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as log.progress
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as progress.progress
 # spread(expand, do, items): `do(task)` of every task in `expand(item)` of every item, somewhere, in any order. It
 # returns plain values, which survive JSON. See `processes` and beam.runner.
 Spread = Callable[[Callable[[Any], Iterable[Any]], Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -59,7 +59,7 @@ def prepare(
     spread: Spread,
     *,
     on_error: Literal["quarantine", "fail"] = "quarantine",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     progress: Progress = lambda what, total: nullcontext(lambda count: None),
 ) -> dict[str, Any]:
     """Write the corpus folder `out`; returns its manifest, which is written last.
@@ -88,7 +88,7 @@ def prepare(
                 manifest = read_json(finished, {name: type(value) for name, value in plan.items()})
                 require(all(manifest[name] == value for name, value in plan.items()), full)
             else:
-                manifest = _prepare(found, out, plan, options, spread, on_error, say, progress)
+                manifest = _prepare(found, out, plan, options, spread, on_error, log, progress)
             shutil.rmtree(work)
             (out / ".lock").unlink()
             return manifest
@@ -98,10 +98,10 @@ def prepare(
         raise UserError(f"{error.filename or out}: {error.strerror or error}; {hint}") from None
 
 
-def _prepare(found, out, plan, options, spread, on_error, say, progress) -> dict[str, Any]:
+def _prepare(found, out, plan, options, spread, on_error, log, progress) -> dict[str, Any]:
     work = out / ".work"
-    if _resume_or_start(work, found, plan, say):
-        _drop_damaged(work, out, spread, say, progress)
+    if _resume_or_start(work, found, plan, log):
+        _drop_damaged(work, out, spread, log, progress)
     counts, bad = _make_runs(found, options, work, spread, on_error, progress)
     written = _write_parts(out, work, options, counts, spread, progress)
     parts, files = [each.part for each in written], {name: sha for each in written for name, sha in each.files.items()}
@@ -132,7 +132,7 @@ def _prepare(found, out, plan, options, spread, on_error, say, progress) -> dict
     return manifest
 
 
-def _resume_or_start(work, found, plan, say) -> bool:
+def _resume_or_start(work, found, plan, log) -> bool:
     """Whether there is something of an earlier call of the same kind; otherwise the work folder is empty now."""
     path = work / "plan.json"
     why = ""
@@ -146,7 +146,7 @@ def _resume_or_start(work, found, plan, say) -> bool:
             "give the same command to go on with it, or remove the folder",
         )
         if all(source.size is not None for source in found):
-            say(printable(f"going on with what {work} holds"))
+            log(printable(f"going on with what {work} holds"))
             return True
         why = "what comes from a pipe comes once"
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def _resume_or_start(work, found, plan, say) -> bool:
     except Damaged as error:
         why = str(error)
     if why:
-        say(printable(f"{why}: starting anew, without what {work} holds"))
+        log(printable(f"{why}: starting anew, without what {work} holds"))
     if work.exists():
         shutil.rmtree(work)
     work.mkdir(parents=True)
@@ -163,7 +163,7 @@ def _resume_or_start(work, found, plan, say) -> bool:
     return False
 
 
-def _drop_damaged(work, out, spread, say, progress):
+def _drop_damaged(work, out, spread, log, progress):
     """Take away the notes of all that is not as it was written (a power cut may do that), so that it is made again."""
     for path in work.glob(".*"):  # of a killed call
         path.unlink()
@@ -176,7 +176,7 @@ def _drop_damaged(work, out, spread, say, progress):
                 (work / name).unlink()
                 dropped += 1
     if dropped:
-        say(printable(f"{dropped} of {len(notes)} files in {work} are damaged and are made again"))
+        log(printable(f"{dropped} of {len(notes)} files in {work} are damaged and are made again"))
 
 
 def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
@@ -341,7 +341,7 @@ def _write_part(name, first, last, out, work, ends, bucket) -> Written:
         return _read_done(note)
     lengths, labelled = [np.zeros(0, np.int64)], False
     with unsynced(work / f"{name}.bin") as file, unsynced(work / f"{name}.labels.jsonl") as label_file:
-        data, told = Digested(file), Digested(label_file)
+        data, lines = Digested(file), Digested(label_file)
         for number in range(*np.searchsorted(ends, [first, last - 1], side="right") + [0, 1]):
             begin = int(ends[number - 1]) if number else 0
             texts, labels = bucket(number)
@@ -350,14 +350,14 @@ def _write_part(name, first, last, out, work, ends, bucket) -> Written:
             here = slice(max(first - begin, 0), last - begin)
             data.write(b"".join(texts[here]))
             lengths.append(np.array([len(text) for text in texts[here]], np.int64))
-            told.write(b"".join(labels[here]))
+            lines.write(b"".join(labels[here]))
             labelled = labelled or any(label != b"null\n" for label in labels[here])
     reviews = np.cumsum(np.concatenate(lengths))
     with unsynced(work / f"{name}.ends.npy") as file:
         np.save(places := Digested(file), reviews)
     files = {f"{name}.ends.npy": places.digest()}
     if labelled:
-        files[f"{name}.labels.jsonl"] = told.digest()
+        files[f"{name}.labels.jsonl"] = lines.digest()
     else:  # an earlier run, of what came from a pipe, may have had some
         (out / f"{name}.labels.jsonl").unlink(missing_ok=True)
     # From the work folder, so that of a killed run nothing half-made stays behind.
@@ -371,7 +371,7 @@ def _write_part(name, first, last, out, work, ends, bucket) -> Written:
 
 def _read_done(note) -> Written:
     """What a note says of a part that is written; raises Damaged for a note that is not as it was written."""
-    told = read_json(note, {"part": dict, "files": dict, "checksum": str})
-    if not is_sealed(told) or told["part"].keys() != set(Part._fields):
+    stored = read_json(note, {"part": dict, "files": dict, "checksum": str})
+    if not is_sealed(stored) or stored["part"].keys() != set(Part._fields):
         raise Damaged(f"{note} is damaged: its checksum differs")
-    return Written(Part(**told["part"]), told["files"])
+    return Written(Part(**stored["part"]), stored["files"])

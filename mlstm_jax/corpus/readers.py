@@ -58,7 +58,7 @@ def read_texts(
     path: str | Path,
     key: str | None = None,
     on_error: Literal["skip", "fail"] = "fail",
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[str]:
     """The texts of whatever `sources` takes, in order; `key` names the text in its records.
 
@@ -69,7 +69,7 @@ def read_texts(
         count, bad, why = 0, [], ""
         for chunk in chunks(source, index, Keys(key)):
             if words := labels_within(source, chunk):
-                say(words)
+                log(words)
             for line, text, _, wrong in parse(chunk):
                 count += 1
                 if wrong is None:
@@ -80,7 +80,7 @@ def read_texts(
                     why = why or wrong
         require_most_readable(source, count, bad, why)
         if bad:
-            say(left_out(source, {cannot_be_read(why): bad}))
+            log(left_out(source, {cannot_be_read(why): bad}))
 
 
 # What is said of a source

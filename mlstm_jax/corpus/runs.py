@@ -142,12 +142,12 @@ def notes(work: Path) -> list[Path]:
 
 def read_note(note: Path) -> Run:
     """The run that a note speaks of; raises Damaged for a note that is not as it was written."""
-    told = read_json(note, {"counts": dict, "last": list, "bad": str, "checksum": str})
-    counts, last = told["counts"], told["last"]
+    stored = read_json(note, {"counts": dict, "last": list, "bad": str, "checksum": str})
+    counts, last = stored["counts"], stored["last"]
     numbers = all(type(number) is int and number >= 0 for number in (*counts.values(), *last))
-    if not (is_sealed(told) and numbers and len(last) == 3):
+    if not (is_sealed(stored) and numbers and len(last) == 3):
         raise Damaged(f"{note} is damaged: its checksum differs")
-    return Run(note.with_suffix(".run"), Counter(counts), last, told["bad"])
+    return Run(note.with_suffix(".run"), Counter(counts), last, stored["bad"])
 
 
 def bad_lines(run: Run) -> bytes:
@@ -270,7 +270,7 @@ def bucket(number: int, work: Path, made: int, distinct: bool) -> tuple[list[byt
     Raises Damaged where a run has changed since it was written.
     """
     index = _index(work, made)
-    rows, texts, labels, told = [np.zeros(0, ROW)], [], [], 0
+    rows, texts, labels, total = [np.zeros(0, ROW)], [], [], 0
     for run, places in zip(index.runs, index.places, strict=True):
         first, last = int(places[number]), int(places[number + 1])
         if first < last:
@@ -278,9 +278,9 @@ def bucket(number: int, work: Path, made: int, distinct: bool) -> tuple[list[byt
             rows.append(some.rows)
             texts += some.texts
             labels += some.labels
-            told += some.sum
+            total += some.sum
     rows = np.concatenate(rows)
-    if int(_hashes(rows).sum(dtype=np.uint32)) != told % 2**32:
+    if int(_hashes(rows).sum(dtype=np.uint32)) != total % 2**32:
         raise _changed(f"a run in {work}")
     order = np.argsort(rows["key"], kind="stable").tolist()
     if distinct:  # equal texts have equal keys, so that they meet in one bucket; the first of them is kept

@@ -73,18 +73,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a corpus folder; raises UserError where there is none, Damaged where it is not as written."""
     path = folder / "manifest.json"
     require(path.is_file(), f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
-    told = read_json(path, {"format": int, "options": dict, "parts": list})
-    require(told["format"] == FORMAT, f"{path} is of format {told['format']}; this program reads {FORMAT}")
-    shards, files = told["options"].get("shards"), told.get("files", {})  # version 0.1.0 had no digests of the others
+    data = read_json(path, {"format": int, "options": dict, "parts": list})
+    require(data["format"] == FORMAT, f"{path} is of format {data['format']}; this program reads {FORMAT}")
+    shards, files = data["options"].get("shards"), data.get("files", {})  # version 0.1.0 had no digests of the others
     try:
-        parts = [Part(**part) for part in told["parts"]]
+        parts = [Part(**part) for part in data["parts"]]
     except TypeError:  # no object, or one of other names
         parts = []
     sizes = [size for part in parts for size in (part.reviews, part.bytes)]
     typed = all(type(size) is int and size >= 1 for size in sizes) and all(type(part.sha256) is str for part in parts)
     whole = type(shards) is int and shards == len(parts) - 2 >= 1 and [part.name for part in parts] == names(shards)
     named = type(files) is dict and all(Path(name).name == name and type(files[name]) is str for name in files)
-    if not (is_sealed(told) and typed and whole and named):
+    if not (is_sealed(data) and typed and whole and named):
         raise Damaged(f"{path} lacks parts, or has been changed; make the corpus again")
     return Manifest(parts, files)
 

@@ -13,7 +13,7 @@ from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
 from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
 from mlstm_jax.errors import UserError, require
-from mlstm_jax.text import say
+from mlstm_jax.text import log
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
 
@@ -62,19 +62,19 @@ def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
     optional("pyarrow.parquet", name)
 
     @contextlib.contextmanager
-    def told():
+    def explained():
         try:
             yield
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: dates beyond Python's
             raise UserError(f"{name}: not a whole Parquet file ({_one_line(error)})") from None
 
-    with told():
+    with explained():
         file = pyarrow.parquet.ParquetFile(name)
     keys = find_keys(file.schema_arrow.names, keys, name, "column")
 
     def rows():
         number = 0
-        with told(), file:
+        with explained(), file:
             for batch in file.iter_batches(1024, columns=[key for key in keys if key]):
                 columns = [_objects(pyarrow, batch.column(key)) if key else [None] * len(batch) for key in keys]
                 for text, label in zip(*columns, strict=True):
@@ -113,7 +113,7 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
         if not builder.info.splits:
             refused = name.partition("/")[0] == "amazon_us_reviews"
             require(not refused, f"{source}: its owner has withdrawn it since 2023; {INSTEAD}")
-            say(f"fetching {name} into {builder.data_path}", sys.stderr)
+            log(f"fetching {name} into {builder.data_path}", sys.stderr)
             config = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there takes TensorFlow
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config, file_format="array_record")

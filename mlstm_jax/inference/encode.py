@@ -19,7 +19,7 @@ FEATURES: dict[Feature, Callable[[State], Float[Array, "batch hidden"]]] = {
     "hidden": lambda state: state[1],
 }
 BATCH = 64  # texts read side by side
-CHUNK = 32  # bytes of every lane in one compiled call, where texts are not short: few shapes, little padding
+CHUNK = 32  # bytes of every row in one compiled call, where texts are not short: few shapes, little padding
 
 
 @partial(jax.jit, static_argnames="emit")
@@ -29,7 +29,7 @@ def _read(weights, data, state, lengths, clamp, emit=None):
 
 @jax.jit
 def _read_on(weights, data, state, lengths, fresh):
-    """Lanes go on with their texts, those that are fresh from the zero state."""
+    """Rows go on with their texts, those that are fresh from the zero state."""
     state = jax.tree.map(lambda s: jnp.where(fresh[:, None], 0, s), state)
     return scan(weights, data, state, lengths)[0]
 
@@ -37,10 +37,10 @@ def _read_on(weights, data, state, lengths, fresh):
 def encode(
     weights: Weights, texts: list[bytes], feature: Feature = "cell", done: Callable[[int], None] = lambda count: None
 ) -> Float[np.ndarray, "texts hidden"]:
-    """The feature after the last byte of every text, float32. `done(bytes)` hears of progress.
+    """The feature after the last byte of every text, float32. `done(bytes)` is a progress callback.
 
-    Lanes read chunk by chunk; one whose text has ended takes the next, the longest first, and at the end, when none are
-    left, the lanes become fewer. So little is read but text. Neither padding nor the order of the texts nor those
+    Rows read chunk by chunk; one whose text has ended takes the next, the longest first, and at the end, when none are
+    left, the rows become fewer. So little is read but text. Neither padding nor the order of the texts nor those
     beside it change a text's feature (1e-5 relative).
     """
     features = np.zeros((len(texts), weights.hidden), np.float32)

@@ -159,12 +159,12 @@ def generate(
     temperature: float = 1.0,
     clamp: Held | Mapping[int, Held | None] | None = None,
     seed: int = 0,
-    hear: Callable[[int, bytes], None] = lambda sample, piece: None,
+    on_bytes: Callable[[int, bytes], None] = lambda sample, piece: None,
     **options: Any,
 ) -> list[bytes]:
-    """All that `stream` writes, sample by sample; its options. `hear(sample, bytes)` is called with every piece."""
+    """All that `stream` writes, sample by sample; its options. `on_bytes(sample, bytes)` is called with every piece."""
     samples = [bytearray() for _ in range(num)]
     for i, piece in stream(weights, prime, num, length, temperature, clamp, seed, **options):
         samples[i] += piece
-        hear(i, piece)
+        on_bytes(i, piece)
     return [bytes(sample) for sample in samples]

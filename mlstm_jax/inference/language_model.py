@@ -24,7 +24,7 @@ from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.progress import progress
 from mlstm_jax.text import encode as to_bytes
-from mlstm_jax.text import frame, say, show
+from mlstm_jax.text import frame, log, show
 from mlstm_jax.training import checkpoint
 from mlstm_jax.weights import formats
 
@@ -44,7 +44,7 @@ def load(
     chosen = None if precision == "auto" else precision
     if path is None:
         path = run_folder.newest_run()
-        say(f"using {path}, the run with the newest checkpoint", sys.stderr)
+        log(f"using {path}, the run with the newest checkpoint", sys.stderr)
     path = Path(path)
     if not run_folder.is_run(path):
         require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
@@ -56,7 +56,7 @@ def load(
         otherwise = "get it again, or, if it was changed on purpose, remove digest and checksum from that config.json"
         require(written in (None, model.digest), f"{changed}; {otherwise}")
         return model
-    params, meta = checkpoint.load_params(path, partial(say, file=sys.stderr), update)
+    params, meta = checkpoint.load_params(path, partial(log, file=sys.stderr), update)
     config, update = from_dict(meta["config"]), meta["update"]
     data = f"{Path(config.data).name}, {update * config.batch_size * config.seq_length:,} bytes"
     data += f", starting from {config.init}" if config.init else ""
@@ -188,7 +188,7 @@ class LanguageModel:
         clamp_of: Literal["cell", "hidden"] = "cell",
         clamp_prime: bool = False,
         stop: bool = False,
-        hear: Callable[[int, bytes], None] = lambda sample, piece: None,
+        on_bytes: Callable[[int, bytes], None] = lambda sample, piece: None,
     ) -> list[str]:
         """`num` texts: the prime and `length` bytes that follow, as valid UTF-8 (other bytes show as U+FFFD).
 
@@ -196,8 +196,8 @@ class LanguageModel:
         `clamp_prime` while it reads, too. {12: 1.0} holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another
         from byte 200 on, and none from byte 300 on. `clamp_of` says which state is held. Temperature 0 is argmax; above
         it, `top_k` (0: all) and then `top_p` cut what may be drawn. `stop` ends a text before its first newline: there
-        the next review begins. Sample i has the key fold_in(seed, i). `hear(i, bytes)` is called with its bytes as they
-        are written.
+        the next review begins. Sample i has the key fold_in(seed, i). `on_bytes(i, bytes)` is called with its bytes as
+        they are written.
         """
         self.require_bytes()
         require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
@@ -211,7 +211,7 @@ class LanguageModel:
         start = to_bytes(prime if raw else "\n " + prime)
         options = dict(top_k=top_k, top_p=top_p, of=clamp_of, clamp_prime=clamp_prime, stop=stop)
         with progress("sampling", num * length, show_progress) as done:
-            both = lambda sample, piece: (done(len(piece)), hear(sample, piece))
+            both = lambda sample, piece: (done(len(piece)), on_bytes(sample, piece))
             written = generate.generate(self.weights, start, num, length, temperature, held, seed, both, **options)
         return [show(to_bytes(prime) + text) for text in written]
 

@@ -8,10 +8,10 @@ The cell (Krause et al. 2016, arXiv 1609.07959, equations 19-22; gates in the pa
     h' = o * tanh(c')
 
 What does not depend on the state leaves the loop: a byte model has 256 possible inputs, so `x wx + b` and `x wmx` are
-256-row tables (see `model.prepare`) and a step gathers one row of each.
+256-row tables (see `parameters.prepare`) and a step gathers one row of each.
 
 `step` is the one cell everything uses. `scan` runs it over bytes to read, encode and generate; `unroll` runs it over a
-training window and carries the hand-written backward pass.
+training sequence and carries the hand-written backward pass.
 """
 
 from collections.abc import Callable

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from mlstm_jax.config import ModelConfig, Precision
-from mlstm_jax.model.cell import State, Weights, dot, total, turn
-from mlstm_jax.model.unroll import unroll
+from mlstm_jax.model.cell import Weights, dot, total, turn
 
 Params = dict[str, Array]
 
@@ -70,22 +69,7 @@ def prepare_to_read(params: Params, precision: Precision = "float32") -> Weights
 def read_out(
     weights: Weights, h: Float[Array, "*batch units"], precision: str | None = None, axis: str | None = None
 ) -> Float[Array, "*batch vocab"]:
-    """Logits of the next byte from the hidden state, float32. `precision` and `axis` as in `recurrence.unroll`."""
+    """Logits of the next byte from the hidden state, float32. `precision` and `axis` as in `unroll.unroll`."""
     out = weights.out.astype(precision) if precision else weights.out
     logits = total(dot(h.reshape(-1, h.shape[-1]), out), axis) + weights.out_b[None]
     return logits.reshape(*h.shape[:-1], -1)
-
-
-def forward(
-    weights: Weights,
-    data: UInt8[Array, "batch time"],
-    state: State,
-    precision: str | None = None,
-    axis: str | None = None,
-) -> tuple[Float[Array, "batch time vocab"], State]:
-    """Logits of the byte after each byte of `data`, and the state after the last: time loop, read-out.
-
-    `precision` and `axis` as in `recurrence.unroll`.
-    """
-    hidden, state = unroll(weights, data, state, precision, axis)
-    return read_out(weights, hidden, precision, axis).swapaxes(0, 1), state

@@ -30,11 +30,11 @@ def unroll(
     remat_every: int = 0,
     loops: "Loops | None" = None,
 ) -> tuple[Float[Array, "time batch units"], State]:
-    """The hidden state after every byte of a training window, time first, and the final state. Differentiable.
+    """The hidden state after every byte of a training sequence, time first, and the final state. Differentiable.
 
     `precision` is that of the products in the loop, by default the weights' own; wider weights have wider gradients.
-    Hidden states have it too, as products alone read them. `axis` as in `cell`. With a `segment`, which divides the
-    window, the backward pass goes through so many bytes at a time, and what it needs of them is computed again.
+    Hidden states have it too, as products alone read them. `axis` as in `cell`. With `remat_every`, which divides the
+    sequence, the backward pass goes through so many bytes at a time, and what it needs of them is computed again.
     `loops` of `kernels` take neither.
     """
     dtype = jnp.dtype(precision or weights.wh.dtype)
@@ -47,12 +47,12 @@ def unroll(
 # large matrix product after the loop.
 #
 # Kept for it are c in float32 and, as products read or give them, z, h wmh and h in the products' precision; the
-# gradient of z is written over z. With a segment c and h alone are kept, and two large products, of all steps of a
+# gradient of z is written over z. With remat_every, c and h alone are kept, and two large products, of all steps of a
 # segment at once, give the rest again.
 
 
 class Loops(NamedTuple):
-    """What goes through a window byte by byte: `forward_loop` and `backward_loop`, or others that do the same."""
+    """What goes through a sequence byte by byte: `forward_loop` and `backward_loop`, or others that do the same."""
 
     forward: Callable
     backward: Callable

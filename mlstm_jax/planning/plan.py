@@ -25,7 +25,7 @@ OF_PEAK, OF_BANDWIDTH, LATENCY, EPOCH = 0.6, 0.8, 5e-6, 38.8e9
 class Compiled(NamedTuple):
     """What the compiler says of one update, for each chip."""
 
-    kept: int  # bytes of parameters, moments, carried state and the window
+    kept: int  # bytes of parameters, moments, carried state and the batch
     temporary: int  # bytes besides, for results of the update and the program
     in_loop: Counter  # collectives in the bodies of loops, "all-reduce f32[64,4096]" -> how many
     outside: Counter
@@ -47,7 +47,7 @@ def plan(config: Config) -> int:
     mesh = sharding.make(config, devices)
     sharding.require_units(config.model.hidden, mesh)
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.batch_size} lanes")
+    print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.batch_size} rows")
     for line in _loops(config, mesh, precision):
         print(line)
     begun = time.monotonic()
@@ -72,7 +72,7 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
     batch_size = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     yield (
         f"{config.model.hidden} units, {parameters(config.model):,} parameters, {precision}; "
-        f"with Adam's moments {here / 1e6:,.1f} MB a device; {batch_size} of {config.batch_size} lanes a device"
+        f"with Adam's moments {here / 1e6:,.1f} MB a device; {batch_size} of {config.batch_size} rows a device"
     )
     yield from _loops(config, mesh, precision)
     per_byte = flops_per_byte(config.model)
@@ -85,7 +85,7 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
     if batch_size < 64 and read > 1e6:
         bound = f", at most {batch_size * chip.bandwidth / chip.flops:.0%} of its peak" if chip else ""
         yield (
-            f"warning: fewer than 64 lanes a device ({batch_size}): the time loop is bound by memory, as it reads "
+            f"warning: fewer than 64 rows a device ({batch_size}): the time loop is bound by memory, as it reads "
             f"{read / 1e6:,.0f} MB of matrices for a byte of each{bound}; more --batch-size make better use of a device"
         )
 
@@ -198,14 +198,14 @@ def _report(config, chip, axes, precision, compiled, fits):
     else:
         for where, found in (("in the time loop", compiled.in_loop), ("once an update", compiled.outside)):
             ranked = sorted(found, key=lambda what: -elements(what))
-            told = "; ".join(f"{found[what]} x {what}" if found[what] > 1 else what for what in ranked[:6])
+            listed = "; ".join(f"{found[what]} x {what}" if found[what] > 1 else what for what in ranked[:6])
             more = f" and {len(ranked) - 6} smaller ones" if len(ranked) > 6 else ""
-            yield f"collectives {where}: {told or 'none'}{more}"
+            yield f"collectives {where}: {listed or 'none'}{more}"
     for loop in compiled.loops or []:
         way, ranked = "backward" if loop.backward else "forward", sorted(loop.written, key=lambda what: -elements(what))
-        told = ", ".join(f"{loop.written[what]} x {what}" for what in ranked)
+        listed = ", ".join(f"{loop.written[what]} x {what}" for what in ranked)
         large = elements(ranked[0]) >= config.model.hidden**2 / axes["model"]
-        yield f"a byte {way}: {loop.products} products, {loop.others} other kernels, which write {told}"
+        yield f"a byte {way}: {loop.products} products, {loop.others} other kernels, which write {listed}"
         yield "warning: that is a weight's size at every byte" if large else "none is of a weight's size"
     parts = estimate(config, chip, axes, precision)
     seconds, chips = sum(parts.values()), math.prod(axes.values())

@@ -19,7 +19,7 @@ from mlstm_jax.report import html_page, plots
 from mlstm_jax.text import decode, encode, frame, printable
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
-BLUE, ORANGE, PAPER = (0, 114, 178), (213, 94, 0), (250, 250, 250)
+BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
 OPACITY = 0.6  # of the full colour: both black and white text can be read on it
 DEVIATIONS = 2  # from the middle to the full colour
 ROWS = 500  # in one PNG

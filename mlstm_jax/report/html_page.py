@@ -73,11 +73,6 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def command(text: str) -> str:
-    """What is typed into a terminal, as it is."""
-    return f"<pre><code>{escape(text)}</code></pre>"
-
-
 def table(rows: Sequence[Sequence[object]], header: Sequence[object] = ()) -> str:
     """A table; columns of numbers stand on the right. Without a header, each row is headed by its first cell.
 

@@ -18,7 +18,7 @@ from mlstm_jax.report import heatmap, html_page, plots
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 from mlstm_jax.sentiment.evaluation import Found
 from mlstm_jax.tasks import Folds, Task
-from mlstm_jax.text import encode, printable, say
+from mlstm_jax.text import encode, log, printable
 from mlstm_jax.text import show as show_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
@@ -60,7 +60,7 @@ def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section
         ("classes", describe_classes(record.negative, record.positive)),
         ("weights", str(model.path)),
         ("model", f"{model.hidden:,} units{update}"),
-        *[("held-out bits per byte", f"{bits:.4f}") for bits in [model.validation_bits_per_byte] if bits is not None],
+        *[("validation bits per byte", f"{bits:.4f}") for bits in [model.validation_bits_per_byte] if bits is not None],
         ("feature", NAMES[record.feature]),
         ("test accuracy, all units", f"{percent(found.right_all)} (L1 probe, C = {record.c:g})"),
         ("units the probe uses", f"{record.units_used:,} of {model.hidden:,}"),
@@ -151,14 +151,16 @@ def label_efficiency(found: Found, folder: Path) -> Section:
 
 def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> Section:
     """The unit at every checkpoint that the run has kept."""
-    moments = evaluation.over_training(model, task, record)
-    columns = [np.array(column, np.float64) for column in zip(*moments, strict=True)]
+    checkpoints = evaluation.over_training(model, task, record)
+    columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
     title = f"Unit {record.unit} on {record.task} while it was trained"
     draw = partial(plots.over_training, *columns, folder / "over_training.png", title)
     bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
-    rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in moments]
-    words = f"Of {len(moments)} checkpoints (train.py --keep N keeps more), on the first 1,000 texts of train and test."
-    header = ("update", "held-out bits per byte", "unit alone")
+    rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
+    words = (
+        f"Of {len(checkpoints)} checkpoints (train.py --keep N keeps more), on the first 1,000 texts of train and test."
+    )
+    header = ("update", "validation bits per byte", "unit alone")
     return Section("The unit over training", words, rows, header, drawn((draw, title)))
 
 
@@ -309,4 +311,4 @@ def show(part: Section) -> None:
     if part.words:
         console.print(printable(part.words))
     for path, _ in part.pictures:
-        say(f"wrote {path}")
+        log(f"wrote {path}")

@@ -14,7 +14,7 @@ from mlstm_jax.errors import UserError, require
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
-from mlstm_jax.text import encode, say
+from mlstm_jax.text import encode, log
 from mlstm_jax.training.updates import LOG2
 from mlstm_jax.unit_record import UnitRecord
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """What was written with the unit held k deviations from neutral."""
 
     k: float
-    value: float  # of the cell state, as `units.clamp_value` has it
+    value: float  # of the cell state, as `unit_record.clamp_value` has it
     scores: dict[str, Estimate]  # by scorer
     bits_per_byte: Estimate  # under the same model with no unit held: what the clamp costs in fluency
     texts: list[str]
@@ -71,11 +71,11 @@ def measure(
         for k, value in zip(deviations, values, strict=True):
             written = [bytearray() for _ in range(num)]
 
-            def hear(sample, piece, written=written):
+            def on_bytes(sample, piece, written=written):
                 written[sample].extend(piece)
                 done(len(piece))
 
-            texts = model.generate(prime, num, length, temperature, {record.unit: value}, seed, hear=hear)
+            texts = model.generate(prime, num, length, temperature, {record.unit: value}, seed, on_bytes=on_bytes)
             scores = {name: estimate(np.asarray(scorer(texts)), seed) for name, scorer in scorers.items()}
             bits = bits_per_byte(model, encode("\n " + prime), list(map(bytes, written)))
             rows.append(Row(float(k), value, scores, estimate(bits, seed), texts))
@@ -174,8 +174,8 @@ def available() -> dict[str, Scorer]:
         try:
             found[name] = make()
         except UserError as error:
-            say(f"not judged by {name}: {error}", sys.stderr)
+            log(f"not judged by {name}: {error}", sys.stderr)
     if "bag of words" in found:
         found["bag of words"], accuracy = found["bag of words"]
-        say(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
+        log(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
     return found

@@ -177,7 +177,8 @@ def endings(model: Any, task: Task, found: Found) -> list[Ending]:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint: held-out bits per byte (NaN where not scored), and the unit's accuracy alone with its interval."""
+    """A checkpoint: validation bits per byte (NaN where not scored), and the unit's accuracy alone with its
+    interval."""
 
     update: int
     bits_per_byte: float
@@ -191,7 +192,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
 
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
-    moments, updates = [], run_folder.steps(run.path)
+    checkpoints, updates = [], run_folder.steps(run.path)
     # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
     metrics = run_folder.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
     scored = {row["update"]: bits for row in metrics if (bits := row.get("validation_bits_per_byte")) is not None}
@@ -209,7 +210,7 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
             bits = scored.get(update, float("nan"))
-            moments.append(Checkpoint(update, bits, float(right.mean()), *probe.interval(right)))
+            checkpoints.append(Checkpoint(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
-    require(moments, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
-    return moments
+    require(checkpoints, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
+    return checkpoints

@@ -41,7 +41,7 @@ def read(
 ) -> Float[np.ndarray, "n"]:
     """The unit's value after the last byte of every review, float64; NaN where there is nothing to read.
 
-    `done` hears of the shares of the input. Raises UserError for values that are not finite.
+    `done` is called with the shares of the input. Raises UserError for values that are not finite.
     """
     from mlstm_jax.inference.encode import encode as features  # late, for --help
 

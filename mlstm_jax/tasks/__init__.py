@@ -28,7 +28,7 @@ def load(name: str, folder: Path | None = None, data_dir: Path | None = None) ->
     require(name in NAMES or name.startswith("tfds:"), f"unknown task {name!r}; there are: {known}")
     if name in published.PAIRS:
         return published.load(name, folder)
-    require(folder is None or name == "sst", f"--sst DIR goes with the task sst, not with {name}")
+    require(folder is None or name == "sst", f"--data DIR goes with the task sst, not with {name}")
     if name.startswith("tfds:"):
         require(data_dir is None, f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
         return from_file(name)

@@ -29,7 +29,7 @@ from mlstm_jax.errors import UserError, require
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
-from mlstm_jax.text import EMPTY, decode, encode, frame, say
+from mlstm_jax.text import EMPTY, decode, encode, frame, log
 
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}  # names of files
 TRIPLE = "train.*, dev.* (or valid.*, validation.*) and test.*"
@@ -130,7 +130,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
     for chunk in _headed(source, keys):
         require(chunk.kind != "lines" or chunk.keys.label, plain)
         if words := labels_within(source, chunk):
-            say(words, sys.stderr)
+            log(words, sys.stderr)
         for line, text, label, wrong in parse(chunk):
             count += 1
             if wrong:
@@ -199,7 +199,7 @@ def _fixed(read):
 
 def _report(source, left):
     if left:
-        say(left_out(source, left), sys.stderr)
+        log(left_out(source, left), sys.stderr)
 
 
 # Classes

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from mlstm_jax.corpus import packaged
 from mlstm_jax.errors import UserError, require
 from mlstm_jax.tasks.sets import BINARY, FOLDS, Folds, Split
-from mlstm_jax.text import EMPTY, frame, say
+from mlstm_jax.text import EMPTY, frame, log
 
 # The pairs of file names that are known of each, and whence they come. The class of a pair's first file is 0.
 PAIRS = {
@@ -75,7 +75,7 @@ def read_lines(path: Path) -> list[str]:
     lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     texts = [line for line in lines if frame(line) != EMPTY]
     if empty := len(lines) - len(texts):
-        say(f"{path}: left out {empty:,} empty line{'s' * (empty > 1)}", sys.stderr)
+        log(f"{path}: left out {empty:,} empty line{'s' * (empty > 1)}", sys.stderr)
     return texts
 
 

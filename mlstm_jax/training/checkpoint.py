@@ -60,8 +60,8 @@ def fingerprint(tree: Any) -> str:
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     names = sorted(leaves)
     sums = np.asarray(_sums([leaves[name] for name in names])).tolist()
-    told = [f"{name} {leaves[name].dtype} {leaves[name].shape} {s}" for name, s in zip(names, sums, strict=True)]
-    return hashlib.sha256(";".join(told).encode()).hexdigest()[:32]
+    lines = [f"{name} {leaves[name].dtype} {leaves[name].shape} {s}" for name, s in zip(names, sums, strict=True)]
+    return hashlib.sha256(";".join(lines).encode()).hexdigest()[:32]
 
 
 @jax.jit
@@ -97,8 +97,8 @@ class Saver:
     one is read back.
     """
 
-    def __init__(self, run_dir: Path, keep: int, say: Callable[[str], None] = print, mesh: Mesh | None = None):
-        self.run_dir, self.keep, self.say, self.mesh = run_dir, keep, say, mesh
+    def __init__(self, run_dir: Path, keep: int, log: Callable[[str], None] = print, mesh: Mesh | None = None):
+        self.run_dir, self.keep, self.log, self.mesh = run_dir, keep, log, mesh
         self.place: int | None = None  # of the folder on its disk
         self.manager: ocp.CheckpointManager | None = None
         self.saving: int | None = None  # the update that is being saved
@@ -197,7 +197,7 @@ class Saver:
         self._require_folder()
         if self.failures > len(PAUSES) or jax.process_count() > 1:
             raise self._failed(step, error) from None
-        self.say(f"checkpoint {step} could not be saved ({_cause(error)}); trying again")
+        self.log(f"checkpoint {step} could not be saved ({_cause(error)}); trying again")
         time.sleep(PAUSES[self.failures - 1])
 
     def _require_folder(self):
@@ -260,20 +260,20 @@ def _hush():
     sys.unraisablehook = lambda what: None if late(what.exc_value) or left(what) else show_ignored(what)
 
 
-def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
+def restore(run_dir: Path, log: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
     """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
 
-    A damaged one is named through `say` and moved out of the way, into `damaged/`, so that its update can be saved
+    A damaged one is named through `log` and moved out of the way, into `damaged/`, so that its update can be saved
     again. Raises UserError where every checkpoint is damaged, or one cannot be read now; then nothing is moved.
     """
-    found, damaged = _newest_whole(run_dir, say, ("params", "train"), mesh)
+    found, damaged = _newest_whole(run_dir, log, ("params", "train"), mesh)
     for step in damaged if processes.is_first() else ():
         aside = run_dir / "damaged" / str(step)
         aside.parent.mkdir(exist_ok=True)
         while aside.exists():
             aside = aside.with_name(aside.name + "+")
         os.replace(folder(run_dir) / str(step), aside)
-        say(f"checkpoint {step} was moved to {aside}")
+        log(f"checkpoint {step} was moved to {aside}")
     processes.highest(0)  # no process goes on before that is done
     if found is None:
         return None
@@ -281,13 +281,13 @@ def restore(run_dir: Path, say: Callable[[str], None], mesh: Mesh | None = None)
     return TrainState(params=parts["params"], **parts["train"]), meta
 
 
-def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
+def load_params(run_dir: Path, log: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
     """Parameters and meta of the checkpoint of an update, or of the newest whole one; nothing in the run is touched.
 
     The run may be training: a checkpoint that makes way for a newer one is not a damaged one. Raises UserError where
     there is none.
     """
-    found, _ = _newest_whole(run_dir, say, ("params",), None, update)
+    found, _ = _newest_whole(run_dir, log, ("params",), None, update)
     require(
         found is not None,
         f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on",
@@ -295,7 +295,7 @@ def load_params(run_dir: Path, say: Callable[[str], None], update: int | None = 
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run_dir, say, names, mesh, update=None):
+def _newest_whole(run_dir, log, names, mesh, update=None):
     jax.devices()  # that there are none is no damage
     known = _patiently(lambda: steps(run_dir), folder(run_dir))
     kept = ", ".join(map(str, known)) or "none"
@@ -309,10 +309,10 @@ def _newest_whole(run_dir, say, names, mesh, update=None):
             raise
         except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
             if steps(run_dir) != known:  # the run is training, and this step may have made way for a newer one
-                return _newest_whole(run_dir, say, names, mesh, update)
+                return _newest_whole(run_dir, log, names, mesh, update)
             causes.append(f"checkpoint {step} is damaged ({_cause(error)})")
             damaged.append(step)
-            say(causes[-1] + "; trying the one before it" * (step > among[0]))
+            log(causes[-1] + "; trying the one before it" * (step > among[0]))
     require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
     return None, []
 
@@ -343,8 +343,8 @@ def _chain(error):
 def _system_errors(error):
     """The system's numbers of what an error came from, which TensorStore has in its text."""
     for one in _chain(error):
-        if told := re.search(r"os_error_code='(\d+)'", str(one)):
-            yield int(told[1])
+        if match := re.search(r"os_error_code='(\d+)'", str(one)):
+            yield int(match[1])
         elif isinstance(one, OSError):
             yield one.errno or (errno.ENOENT if isinstance(one, FileNotFoundError) else errno.EIO)
 
@@ -362,8 +362,8 @@ def _may_pass(error):
 
 def _cause(error):
     """What an error came from, in a few words."""
-    if told := [os.strerror(number) for number in _system_errors(error) if number not in MISSING]:
-        return told[0]
+    if reasons := [os.strerror(number) for number in _system_errors(error) if number not in MISSING]:
+        return reasons[0]
     *_, root = _chain(error)
     lines = str(root).strip().splitlines()
     return lines[0][:200] if lines else type(root).__name__

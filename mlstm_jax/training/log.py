@@ -71,10 +71,10 @@ class Log:
             yield
         except OSError as error:
             if name not in self.lost:
-                self.say(f"{name} cannot be written now ({error.strerror or error}); training goes on")
+                self.log(f"{name} cannot be written now ({error.strerror or error}); training goes on")
             self.lost.add(name)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line for people, above the progress line."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -112,7 +112,7 @@ class Log:
         self.bar.update(self.task, completed=update, line=line)
         if not self.console.is_terminal:
             left = elapsed / (update - self.first) * (self.total - update)
-            self.say(f"{update:>7,}/{self.total:,}  {line}  elapsed {clock(elapsed)}  left {clock(left)}")
+            self.log(f"{update:>7,}/{self.total:,}  {line}  elapsed {clock(elapsed)}  left {clock(left)}")
 
 
 class _TensorBoard:

@@ -1,8 +1,8 @@
 """Where everything lives: the mesh of devices, the place of each array on it, start-up of several processes.
 
-Three axes. Lanes, with the state that they carry, are spread over `data` and `fsdp`; parameters and Adam's moments, by
+Three axes. Rows, with the state that they carry, are spread over `data` and `fsdp`; parameters and Adam's moments, by
 the hidden width, over `fsdp` and `model`. Once an update the weights are gathered over `fsdp`, in the precision of the
-products; along `model` every device keeps its units, and a step of the time loop sums one array [lanes, hidden].
+products; along `model` every device keeps its units, and a step of the time loop sums one array [rows, hidden].
 """
 
 import math
@@ -36,10 +36,10 @@ def shape(config: MeshConfig, devices: int) -> dict[str, int]:
     """Devices along each axis; -1 is what is left. Raises UserError where they do not use all devices."""
     sizes = {axis: getattr(config, axis) for axis in ("data", "fsdp", "model")}
     known = math.prod(size for size in sizes.values() if size > 0)
-    told = " x ".join(map(str, sizes.values()))
+    axes = " x ".join(map(str, sizes.values()))
     require(
         devices % known == 0 and (-1 in sizes.values() or known == devices),
-        f"a mesh of {told} (data, fsdp, model) does not fit {devices} device{'s' * (devices > 1)}; change --mesh.data, "
+        f"a mesh of {axes} (data, fsdp, model) does not fit {devices} device{'s' * (devices > 1)}; change --mesh.data, "
         "--mesh.fsdp or --mesh.model, one of which may be -1, what is left",
     )
     return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
@@ -48,7 +48,7 @@ def shape(config: MeshConfig, devices: int) -> dict[str, int]:
 def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices, or of the ones given.
 
-    Raises UserError where the lanes cannot be spread over it in equal parts.
+    Raises UserError where the rows cannot be spread over it in equal parts.
     """
     devices = jax.devices() if devices is None else devices
     sizes = shape(config.mesh, len(devices))
@@ -56,7 +56,7 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     groups = f" in {config.grad_accumulation} groups" if config.grad_accumulation > 1 else ""
     require(
         config.batch_size % (spread * config.grad_accumulation) == 0,
-        f"{config.batch_size} lanes{groups} cannot be spread over {spread} devices in equal parts; change --batch-size, "
+        f"{config.batch_size} rows{groups} cannot be spread over {spread} devices in equal parts; change --batch-size, "
         "--grad-accumulation or --mesh",
     )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
@@ -99,7 +99,7 @@ def join(slopes: Weights, mesh: Mesh) -> Weights:
 
 
 def unit_axis(mesh: Mesh) -> str | None:
-    """The axis over which the units are spread, for `recurrence.cell`; None where every device has them all."""
+    """The axis over which the units are spread, for `cell.cell`; None where every device has them all."""
     return "model" if mesh.shape["model"] > 1 else None
 
 
@@ -122,7 +122,7 @@ def gather(own: Weights, precision: str, mesh: Mesh) -> Weights:
 
 
 def reduce(slopes: Weights, mesh: Mesh) -> Weights:
-    """The mean over all lanes of what `gather`ed weights had as gradients, in the places of `WEIGHTS`; float32."""
+    """The mean over all rows of what `gather`ed weights had as gradients, in the places of `WEIGHTS`; float32."""
     fsdp, parts, wh = mesh.shape["fsdp"], mesh.shape["model"], slopes.wh
     x, out_b = slopes.x.reshape(len(slopes.x), 4, 1, -1), slopes.out_b
     if parts > 1:
@@ -141,7 +141,7 @@ def reduce(slopes: Weights, mesh: Mesh) -> Weights:
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "own"]:
-    """The numbers of the lanes that this process's devices train on."""
+    """The numbers of the rows that this process's devices train on."""
     sharding = NamedSharding(mesh, P(BATCH))
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
@@ -150,7 +150,7 @@ def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "own"]:
 def place(
     rows: Shaped[np.ndarray, "own ..."], own: Int[np.ndarray, "own"], mesh: Mesh, batch_size: int
 ) -> Shaped[Array, "batch ..."]:
-    """An array over all processes' lanes from this process's rows of it."""
+    """An array over all processes' rows from this process's rows of it."""
 
     def part(index):
         first = index[0].start or 0

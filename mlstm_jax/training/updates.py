@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
     params: Params
     moments: optax.OptState  # Adam's
-    carry: State  # the carried (c, h) of every lane
+    carry: State  # the carried (c, h) of every row
     update: Int[Array, ""]
     skipped: Int[Array, ""]  # non-finite updates, which changed nothing, so far
     skipped_in_a_row: Int[Array, ""]
@@ -85,16 +85,16 @@ def loss(
     axis: str | None = None,
     unroll: Callable = unroll,
 ) -> tuple[Float[Array, ""], State]:
-    """Mean cross-entropy in nats of every next byte, and the state after the window.
+    """Mean cross-entropy in nats of every next byte, and the state after the batch.
 
-    `precision` and `axis` as in `recurrence.unroll`; `unroll` is that, with its other options.
+    `precision` and `axis` as in `unroll.unroll`; `unroll` is that, with its other options.
     """
     nats, carry = _nats(weights, batch, carry, precision, axis, unroll)
     return nats.mean(), carry
 
 
 def _nats(weights, batch, carry, precision, axis, unroll=unroll) -> tuple[Float[Array, "batch seq"], State]:
-    """What every next byte costs, and the state after the window."""
+    """What every next byte costs, and the state after the batch."""
     hidden, carry = unroll(weights, batch[:, :-1], carry, precision, axis)
     logits = parameters.read_out(weights, hidden, precision, axis)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:].T.astype(jnp.int32)).T, carry
@@ -109,9 +109,9 @@ def gradient(
     groups: int = 1,
     unroll: Callable = unroll,
 ) -> tuple[Float[Array, ""], State, Params]:
-    """`loss`, the state after the window, and the gradient, float32 whatever the products' precision.
+    """`loss`, the state after the batch, and the gradient, float32 whatever the products' precision.
 
-    On a mesh every device does its own lanes, and the gradients are summed once. `groups` of lanes one after the other
+    On a mesh every device does its own rows, and the gradients are summed once. `groups` of rows one after the other
     take less memory and give the same gradient.
     """
     weights, pull_back = jax.vjp(parameters.prepare, params)
@@ -140,7 +140,7 @@ def _spread_gradient(own, batch, carry, precision, groups, unroll, mesh):
 
 
 def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
-    """`loss`, the state and the gradient of the weights on one device's lanes, in groups."""
+    """`loss`, the state and the gradient of the weights on one device's rows, in groups."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, unroll=unroll), has_aux=True)
     if groups == 1:
@@ -170,14 +170,14 @@ def train_step(
     groups: int = 1,
     unroll: Callable = unroll,
 ) -> tuple[TrainState, Metrics]:
-    """One update of Adam at the given learning rate on one window; `fresh` starts every lane from the zero state."""
+    """One update of Adam at the given learning rate on one batch; `fresh` starts every row from the zero state."""
     carry = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.carry)
     nats, carry, slopes = gradient(state.params, batch, carry, precision, mesh, groups, unroll)
     return apply_gradient(state, slopes, nats, carry, rate, clip_norm=clip_norm)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
-    """The update as it is compiled: (state, window, fresh, rate) -> (state, metrics); the state is used up."""
+    """The update as it is compiled: (state, batch, fresh, rate) -> (state, metrics); the state is used up."""
     sharding.require_units(config.model.hidden, mesh)
     loops, _ = kernels.choose(config, mesh, precision)
     return _jitted(precision, mesh, config.clip_norm, config.grad_accumulation, config.remat_every, loops)
@@ -212,10 +212,10 @@ def apply_gradient(
     *,
     clip_norm: float,
 ) -> tuple[TrainState, Metrics]:
-    """The update that a window's gradient, loss in nats and last state make.
+    """The update that a batch's gradient, loss in nats and last state make.
 
     Where the loss, the gradient, or a number of the new state is not finite, nothing but the counters changes, and the
-    lanes start afresh.
+    rows start afresh.
     """
     norm = optax.tree.norm(gradient)
     if clip_norm:

@@ -23,7 +23,7 @@ def score_step(
     precision: Precision,
     mesh: Mesh | None = None,
 ) -> tuple[State, Float[Array, ""]]:
-    """The state after the window, and the bits that the targets inside the mask cost, summed over all lanes."""
+    """The state after the batch, and the bits that the targets inside the mask cost, summed over all rows."""
     if mesh is None or mesh.size == 1:
         return _own_score(weights, carry, batch, inside, precision)
     state = P(sharding.BATCH, "model")
@@ -52,7 +52,7 @@ _score_step = jax.jit(score_step, static_argnames=("precision", "mesh"))
 
 
 def bits_per_byte(weights: Weights, batches, precision: Precision, mesh: Mesh) -> float:
-    """Mean bits per byte over all targets of `scoring_windows`, every lane from the zero state.
+    """Mean bits per byte over all targets of `scoring_batches`, every row from the zero state.
 
     The weights are float32, in the places of `sharding.PREPARED`.
     """

@@ -35,7 +35,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"| parameters | {about['parameters']:,} |",
         f"| trained on | {_cell(about['trained_on'] or unknown)} |",
         f"| updates | {unknown if about['update'] is None else format(about['update'], ',')} |",
-        f"| bits per byte, held out | {unknown if bits is None else format(bits, '.4f')} |",
+        f"| validation bits per byte | {unknown if bits is None else format(bits, '.4f')} |",
         f"| SHA-256 of the weights | `{about['digest']}` |",
         "",
         "## The unit that carries sentiment",

@@ -52,9 +52,11 @@ class Figures:
 
     def report(self) -> None:
         """Print one line, and fail the test where anything was not withstood."""
-        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        printed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
         seconds = time.monotonic() - self.begun
-        print(f"\n{self.what}: {self.outcomes.total()} in {seconds:.0f} s: {told}; {len(self.failures)} not withstood")
+        print(
+            f"\n{self.what}: {self.outcomes.total()} in {seconds:.0f} s: {printed}; {len(self.failures)} not withstood"
+        )
         assert not self.failures, "\n\n".join([self.what, *self.failures])
 
 
@@ -184,8 +186,10 @@ def judge(figures: Figures, about: str, function: Callable[[], Any], right: Call
     log = logging.StreamHandler(said)
     logging.getLogger().addHandler(log)
     hooks = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = lambda told: said.write(f"Traceback (most recent call last): {told.exc_value!r}\n")
-    sys.excepthook = lambda *told: said.write(f"Traceback (most recent call last): {told[1]!r}\n")
+    sys.unraisablehook = lambda found_lines: said.write(
+        f"Traceback (most recent call last): {found_lines.exc_value!r}\n"
+    )
+    sys.excepthook = lambda *found_lines: said.write(f"Traceback (most recent call last): {found_lines[1]!r}\n")
     checkpoint._hush.cache_clear()  # what the program filters, it filters from these
     result = refusal = None
     try:
@@ -199,18 +203,18 @@ def judge(figures: Figures, about: str, function: Callable[[], Any], right: Call
     finally:
         logging.getLogger().removeHandler(log)
         sys.unraisablehook, sys.excepthook = hooks
-    told = said.getvalue()
-    if "Traceback (most recent" in told:
-        figures.fail("traceback printed", f"{about}: {told[:1000]}")
+    found_lines = said.getvalue()
+    if "Traceback (most recent" in found_lines:
+        figures.fail("traceback printed", f"{about}: {found_lines[:1000]}")
     elif isinstance(refusal, UserError | OSError):
         one = "\n" not in str(refusal)
         figures.count("refused in one line") if one else figures.fail("refused in many lines", f"{about}: {refusal}")
     elif refusal is not None:
         figures.fail("traceback", f"{about}: {type(refusal).__name__}: {refusal}")
-    elif right(result, told):
-        figures.count("right, with a word" if told else "right")
+    elif right(result, found_lines):
+        figures.count("right, with a word" if found_lines else "right")
     else:
-        figures.fail("silently wrong", f"{about}: {told[-300:]}")
+        figures.fail("silently wrong", f"{about}: {found_lines[-300:]}")
 
 
 # Limits

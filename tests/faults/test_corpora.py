@@ -126,8 +126,8 @@ def test_a_worker_that_is_killed_costs_a_line(reviews, whole, tmp_path):
             os.kill(workers(running.process.pid)[0], signal.SIGKILL)
             figures.count("killed")
         ended = end(running)
-        told = ended.status == 2 and ended.err.count("\n") == 1 and "a worker was killed" in ended.err
-        if told and not is_traceback(ended):
+        printed = ended.status == 2 and ended.err.count("\n") == 1 and "a worker was killed" in ended.err
+        if printed and not is_traceback(ended):
             figures.count("one line")
             finished(figures, f"worker {number}", reviews, out, whole)
         elif ended.status == 0 and is_same(out, whole):
@@ -208,8 +208,8 @@ def test_a_full_disk_costs_a_line(reviews, whole, tmp_path):
             if ended.status == 0 and is_same(disk.seen / "out", whole):
                 figures.count("large enough")
                 continue
-            told = is_one_line(ended) and "No space left on device" in ended.err and str(folder) in ended.err
-            if told and "the same command goes on" in ended.err:
+            printed = is_one_line(ended) and "No space left on device" in ended.err and str(folder) in ended.err
+            if printed and "the same command goes on" in ended.err:
                 figures.count("one line")
             else:
                 figures.fail("no clear line", f"{size}: {tail(ended)}")

@@ -1,6 +1,6 @@
 """The time loops of an update as kernels of our own, in Pallas, for hardware that has them.
 
-`recurrence.forward_loop` and `backward_loop` are the plain version: what these must agree with, and what is used where
+`unroll.forward_loop` and `backward_loop` are the plain version: what these must agree with, and what is used where
 they cannot be.
 """
 

@@ -22,14 +22,14 @@ ROWS, COLUMNS, DEPTH = 128, 32, 64  # of the part of a product that a block of t
 
 
 def reason_against(hidden: int, batch_size: int) -> str | None:
-    """Why these kernels cannot do so many units of so many lanes; None where they can."""
+    """Why these kernels cannot do so many units of so many rows; None where they can."""
     if hidden % DEPTH or batch_size % 16:
-        return f"its GPU kernels take units in steps of {DEPTH} and lanes in steps of 16, not {hidden} and {batch_size}"
+        return f"its GPU kernels take units in steps of {DEPTH} and rows in steps of 16, not {hidden} and {batch_size}"
     return None
 
 
 def loops(interpret: bool = False) -> Loops:
-    """For `recurrence.unroll`. Interpreted, they run on any device, slowly."""
+    """For `unroll.unroll`. Interpreted, they run on any device, slowly."""
     return Loops(partial(_forward, interpret=interpret), partial(_backward, interpret=interpret))
 
 
@@ -72,7 +72,7 @@ def _products(a, w, rows, firsts):
 
 
 def _forward(wmh, wh, x, mx, data, state, interpret):
-    """`recurrence.forward_loop`."""
+    """`unroll.forward_loop`."""
     (time, batch), hidden, dtype = data.shape, len(wmh), wh.dtype
     grid, data = _grid(batch, hidden), data.astype(jnp.int32)
     room = lambda width, dtype: jnp.zeros((time, batch, width), dtype)
@@ -119,7 +119,7 @@ def _advance(t, data, x, m, wh, c_before, _hs, _cs, _zs, h, c, hs, cs, zs):
 
 
 def _backward(wmh_t, wh_t, mx, data, zs, cs_before, dhs, last, interpret):
-    """`recurrence.backward_loop`."""
+    """`unroll.backward_loop`."""
     (time, batch), hidden, dtype = data.shape, len(wmh_t), wh_t.dtype
     grid, data = _grid(batch, hidden), data.astype(jnp.int32)
     dc, dh_last = last

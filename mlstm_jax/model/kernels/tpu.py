@@ -1,6 +1,7 @@
-"""The time loops on a TPU as one kernel a window each way, with both recurrent matrices in the chip's VMEM throughout.
+"""The time loops on a TPU as one kernel a sequence each way, with both recurrent matrices in the chip's VMEM
+throughout.
 
-They are read from memory once a window and not once a byte, so that no loop is bound by memory, however few lanes.
+They are read from memory once a sequence and not once a byte, so that no loop is bound by memory, however few rows.
 Rows of the tables, and what is kept, pass through block by block, a byte at a time, while others are computed.
 
 Pallas lowers the kernels by way of Mosaic.
@@ -21,9 +22,9 @@ VMEM = 120 * 2**20  # of the 128 MiB that a v5e or v6e has
 
 
 def reason_against(hidden: int, batch_size: int, itemsize: int = 2) -> str | None:
-    """Why these kernels cannot do so many units of so many lanes; None where they can."""
+    """Why these kernels cannot do so many units of so many rows; None where they can."""
     if hidden % 128 or batch_size % 16:
-        return f"its TPU kernels take units in steps of 128 and lanes in steps of 16, not {hidden} and {batch_size}"
+        return f"its TPU kernels take units in steps of 128 and rows in steps of 16, not {hidden} and {batch_size}"
     together = _together(batch_size)
     passing = together * hidden * (5 * 4 + 5 * itemsize + 2 * 4 + itemsize) * 2  # in two buffers
     working = together * hidden * 16 * 4
@@ -34,7 +35,7 @@ def reason_against(hidden: int, batch_size: int, itemsize: int = 2) -> str | Non
 
 
 def loops(interpret: bool = False) -> Loops:
-    """For `recurrence.unroll`. Interpreted, they run on any device, slowly."""
+    """For `unroll.unroll`. Interpreted, they run on any device, slowly."""
     return Loops(partial(_forward, interpret=interpret), partial(_backward, interpret=interpret))
 
 
@@ -43,7 +44,7 @@ def _together(batch_size):
 
 
 def _specs(batch, time, reverse=False):
-    """Blocks: of a byte of some lanes, [time, batch, width]; of some lanes, [batch, width]; a whole matrix."""
+    """Blocks: of a byte of some rows, [time, batch, width]; of some rows, [batch, width]; a whole matrix."""
     batch_size = _together(batch)
     when = (lambda t: time - 1 - t) if reverse else (lambda t: t)
     step = lambda width: pl.BlockSpec((None, batch_size, width), lambda b, t: (when(t), b, 0))
@@ -69,7 +70,7 @@ def _call(kernel, grid, in_specs, out, batch_size, hidden, aliases, interpret, a
 
 
 def _forward(wmh, wh, x, mx, data, state, interpret):
-    """`recurrence.forward_loop`."""
+    """`unroll.forward_loop`."""
     (time, batch), hidden, dtype = data.shape, len(wmh), wh.dtype
     grid, step, rows, whole = _specs(batch, time)
     of_step = lambda width, dtype: (((time, batch, width), dtype), step(width))
@@ -121,7 +122,7 @@ def _advance(wmh, wh, x, mx, c_first, h_first, hs, cs, zs, mhs, c_last, h_last, 
 
 
 def _backward(wmh_t, wh_t, mx, data, zs, cs_before, dhs, last, interpret):
-    """`recurrence.backward_loop`."""
+    """`unroll.backward_loop`."""
     (time, batch), hidden, dtype = data.shape, len(wmh_t), wh_t.dtype
     grid, step, rows, whole = _specs(batch, time, reverse=True)
     of_step = lambda width: (((time, batch, width), dtype), step(width))
