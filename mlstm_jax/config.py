@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, get_args, get_origin
 
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -26,8 +26,10 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_types(self)
-        require(self.hidden >= 1 and self.embed >= 1, "model.hidden and model.embed must be at least 1")
-        require(self.gain is None or 0 < self.gain < math.inf, "model.gain must be a finite number above 0")
+        if self.hidden < 1 or self.embed < 1:
+            raise UserError("model.hidden and model.embed must be at least 1")
+        if self.gain is not None and not 0 < self.gain < math.inf:
+            raise UserError("model.gain must be a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class MeshConfig:
     def __post_init__(self):
         _check_types(self)
         sizes = (self.data, self.fsdp, self.model)
-        require(
-            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
-            "mesh.data, mesh.fsdp and mesh.model must be at least 1; one of them may be -1, what is left",
-        )
+        if not all(size >= 1 or size == -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(
+                "mesh.data, mesh.fsdp and mesh.model must be at least 1; one of them may be -1, what is left"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,27 +132,36 @@ class Config:
     def __post_init__(self):
         _check_types(self)
         for name in "shards batch_size grad_accumulation seq_length log_every eval_batch_size save_every keep".split():
-            require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        require(self.updates is None or self.updates >= 1, "updates must be at least 1")
-        require(self.updates is None or self.updates < 2**31, "updates must be below 2**31")
-        require(0 < self.epochs < math.inf, "epochs must be a finite number above 0")
-        require(0 < self.validation_fraction < 0.5, "validation_fraction must lie between 0 and 0.5")
-        require(0 < self.learning_rate <= 1e38, "learning_rate must be a finite number above 0")
-        require(0 <= self.clip_norm < math.inf, "clip_norm must be 0 (off) or a finite number above 0")
-        require(0 <= self.seed < 2**32, "seed must lie between 0 and 2**32 - 1")
-        require(
-            self.remat_every >= 0 and (not self.remat_every or self.seq_length % self.remat_every == 0),
-            f"remat_every must be 0 or divide seq_length, {self.seq_length}",
-        )
-        require(self.eval_bytes > self.eval_batch_size, "eval_bytes must be above eval_batch_size")
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
+        if self.updates is not None and self.updates < 1:
+            raise UserError("updates must be at least 1")
+        if self.updates is not None and self.updates >= 2**31:
+            raise UserError("updates must be below 2**31")
+        if not 0 < self.epochs < math.inf:
+            raise UserError("epochs must be a finite number above 0")
+        if not 0 < self.validation_fraction < 0.5:
+            raise UserError("validation_fraction must lie between 0 and 0.5")
+        if not 0 < self.learning_rate <= 1e38:
+            raise UserError("learning_rate must be a finite number above 0")
+        if not 0 <= self.clip_norm < math.inf:
+            raise UserError("clip_norm must be 0 (off) or a finite number above 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError("seed must lie between 0 and 2**32 - 1")
+        if self.remat_every < 0 or (self.remat_every and self.seq_length % self.remat_every != 0):
+            raise UserError(f"remat_every must be 0 or divide seq_length, {self.seq_length}")
+        if self.eval_bytes <= self.eval_batch_size:
+            raise UserError("eval_bytes must be above eval_batch_size")
         for name in ("eval_every", "sample_every", "more_updates", "profile"):
-            require(getattr(self, name) >= 0, f"{name} must be 0 or more")
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be 0 or more")
         named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
-        require(len(set(named)) == 1, "--coordinator, --num-processes and --process-id go together")
-        require(
-            not named[0] or 0 <= self.process_id < self.num_processes,
-            f"process_id must lie between 0 and num_processes - 1, not at {self.process_id} of {self.num_processes}",
-        )
+        if len(set(named)) != 1:
+            raise UserError("--coordinator, --num-processes and --process-id go together")
+        if named[0] and not 0 <= self.process_id < self.num_processes:
+            raise UserError(
+                f"process_id must lie between 0 and num_processes - 1, not at {self.process_id} of {self.num_processes}"
+            )
 
 
 # What a run is: these may not change once it has started. The rest may, and a change is announced. (Data may lie
@@ -167,11 +178,13 @@ def _check_types(config):
     for f in dataclasses.fields(config):
         value, kinds = getattr(config, f.name), get_args(f.type) or (f.type,)
         if get_origin(f.type) is Literal:
-            require(value in kinds, f"{f.name} must be one of {', '.join(map(repr, kinds))}, not {value!r}")
+            if value not in kinds:
+                raise UserError(f"{f.name} must be one of {', '.join(map(repr, kinds))}, not {value!r}")
         else:
             named = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
             kinds += (int,) if float in kinds else ()
-            require(isinstance(value, kinds), f"{f.name} must be {named}, not {value!r}")
+            if not isinstance(value, kinds):
+                raise UserError(f"{f.name} must be {named}, not {value!r}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlstm_jax.config import Config, to_dict
 from mlstm_jax.disk import atomic, is_sealed, parse_json
-from mlstm_jax.errors import Damaged, require
+from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.text import log
 
 
@@ -44,7 +44,8 @@ def newest_run(runs: Path = Path("runs")) -> Path:
         for run in (path.parent for path in runs.glob("*/checkpoints"))
         if steps(run)
     }
-    require(newest, f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
+    if not newest:
+        raise UserError(f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
     return max(newest, key=newest.get)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import printable
 
 
@@ -58,14 +58,18 @@ class UnitRecord:
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
         named = re.fullmatch(r"[\w-]+", self.task)  # it becomes a file's name
-        require(known and named and 0 <= self.unit < len(self.coefficients), "not a unit record")
+        if not known or not named or not 0 <= self.unit < len(self.coefficients):
+            raise UserError("not a unit record")
         counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
         words = (self.note, self.negative, self.positive)
-        require(all(type(n) is int for n in counts), "not a unit record")
-        require(all(isinstance(word, str) for word in words), "not a unit record")
+        if not all(type(n) is int for n in counts):
+            raise UserError("not a unit record")
+        if not all(isinstance(word, str) for word in words):
+            raise UserError("not a unit record")
         numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
         numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
-        require(all(map(math.isfinite, numbers)), "a unit record holds finite numbers only")
+        if not all(map(math.isfinite, numbers)):
+            raise UserError("a unit record holds finite numbers only")
 
 
 def save(record: UnitRecord, folder: Path) -> Path:
@@ -83,7 +87,10 @@ def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecor
     (`digest` differs), and where the file is damaged.
     """
     named = task is None or re.fullmatch(r"[\w-]+", task)
-    require(named, f"{task!r} names no unit record; that of a file of texts has the file's name without its ending")
+    if not named:
+        raise UserError(
+            f"{task!r} names no unit record; that of a file of texts has the file's name without its ending"
+        )
     paths = [path for folder in folders for path in folder.glob(f"{task or '*'}.json")]
     paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in paths:
@@ -125,7 +132,8 @@ def clamp_value(record: UnitRecord, k: float) -> float:
     cell state can be held.
     """
     found = f"this unit was found in the feature {record.feature}, and only a cell state can be held"
-    require(record.feature == "cell", f"{found}; find it there: {command(record.task)} --feature cell")
+    if record.feature != "cell":
+        raise UserError(f"{found}; find it there: {command(record.task)} --feature cell")
     return (record.mean_negative + record.mean_positive) / 2 + k * record.sign * record.deviation
 
 
@@ -137,7 +145,8 @@ def command(task: str | None) -> str:
 def _read(path: Path) -> UnitRecord:
     try:
         fields = read_json(path, {"coefficients": list})
-        require(is_sealed(fields), f"{path} does not fit its checksum")
+        if not is_sealed(fields):
+            raise UserError(f"{path} does not fit its checksum")
         fields.pop("checksum", None)
         return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
     except (UserError, TypeError):

@@ -22,7 +22,7 @@ from mlstm_jax.config import Config
 from mlstm_jax.corpus import batches, prepare, readers, runs, shards
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import EMPTY, frame
 from mlstm_jax.training import checkpoint
 
@@ -198,7 +198,8 @@ def test_a_folder_may_be_written_into_the_one_that_is_read(reviews, tmp_path, mo
 
 def killed_at(name):
     def write(path):
-        require(path.name != name, "killed")
+        if path.name == name:
+            raise UserError("killed")
         return atomic(path)
 
     return write
@@ -604,7 +605,8 @@ def test_an_unfinished_corpus_of_an_earlier_version_is_finished(reviews, tmp_pat
 
 
 def killed_in_the_second_pass(expand, do, items):
-    require(expand is not prepare._alone, "killed")
+    if expand is prepare._alone:
+        raise UserError("killed")
     yield from alone(expand, do, items)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import printable
 
 _CHECKOUT, _INSTALLED = Path(__file__).parents[2], Path(__file__).parents[1] / "configs"
@@ -41,12 +41,14 @@ def load_file(path: str | Path) -> Config:
     path = Path(path)
     folder = path.parent if path.parent.name else Path("configs")
     found = ", ".join(map(str, sorted(folder.glob("*.py")))) or "none"
-    require(path.is_file(), f"no config file {path}; those in {folder}: {found}")
+    if not path.is_file():
+        raise UserError(f"no config file {path}; those in {folder}: {found}")
     try:
         config = runpy.run_path(str(path)).get("config")
     except (Exception, SystemExit) as error:
         raise UserError(_complaint(path, error)) from None
-    require(isinstance(config, Config), f"{path}: no object `config = Config(...)` in this file")
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: no object `config = Config(...)` in this file")
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from mlstm_jax.config import as_argument
 from mlstm_jax.corpus import prepare
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.progress import progress
 from mlstm_jax.text import printable
 
@@ -49,9 +49,12 @@ def main(
         runner_options: Options of the runner, as flink_master=HOST:8081 parallelism=64.
     """
     begun, options = time.monotonic(), prepare.Options(shards_, seed, text_key, label_key, distinct)
-    require(not runner_options or runner, "--runner-options goes with --runner")
-    require(workers is None or not runner, "--workers goes without --runner, which has workers of its own")
-    require(not runner or "-" not in inputs, "standard input cannot be read by other machines; name files")
+    if runner_options and not runner:
+        raise UserError("--runner-options goes with --runner")
+    if workers is not None and runner:
+        raise UserError("--workers goes without --runner, which has workers of its own")
+    if runner and "-" in inputs:
+        raise UserError("standard input cannot be read by other machines; name files")
     out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
     with _spread(workers, runner, runner_options, out) as spread:
         manifest = prepare.prepare(list(inputs), out, options, spread, on_error=on_error, progress=progress)

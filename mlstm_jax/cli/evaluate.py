@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from mlstm_jax.config import as_argument
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
@@ -66,9 +66,11 @@ def main(
         json: Print one JSON object on stdout, and all else on stderr.
         out: Folder of the pictures; by default RUN/eval/TASK.
     """
-    require(samples >= 1 and sample_length >= 1, "--samples and --sample-length must be at least 1")
+    if samples < 1 or sample_length < 1:
+        raise UserError("--samples and --sample-length must be at least 1")
     page = report and report / "index.html"
-    require(page is None or not page.exists(), f"{page} is there already; name another folder with --report")
+    if page is not None and page.exists():
+        raise UserError(f"{page} is there already; name another folder with --report")
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax import tasks, unit_record
         from mlstm_jax.inference import language_model
@@ -80,7 +82,8 @@ def main(
         texts = labelled(task, data, text_key, label_key, positive, negative)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             further = controls or label_efficiency or over_training or clamp_effect or report
-            require(not further, f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
+            if further:
+                raise UserError(f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
             describe = sections.in_folds if isinstance(texts, tasks.Folds) else sections.of_classes
             part, numbers = describe(model, texts, feature)
             sections.show(part)
@@ -132,9 +135,11 @@ def labelled(task, data, text_key, label_key, positive, negative):
     if task in tasks.NAMES:
         options = {"text-key": text_key, "label-key": label_key, "positive": positive, "negative": negative}
         named = [f"--{name}" for name, value in options.items() if value is not None]
-        require(not named, f"{' and '.join(named)}: these go with a file of your own, not with {task}")
+        if named:
+            raise UserError(f"{' and '.join(named)}: these go with a file of your own, not with {task}")
         return tasks.load(task, data)
-    require(data is None, "--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
+    if data is not None:
+        raise UserError("--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
     sides = [[name.strip() for name in side.split(",")] if side is not None else () for side in (positive, negative)]
     return tasks.from_file(task, text_key, label_key, *sides)
 

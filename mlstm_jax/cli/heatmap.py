@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from mlstm_jax.disk import atomic
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page
 from mlstm_jax.report.heatmap import html, plain, png, read, terminal
 from mlstm_jax.text import decode, log
@@ -33,9 +33,12 @@ def main(
         task: The task whose unit it is; by default the one evaluated last.
         out: A new file, .html or .png, instead of the terminal.
     """
-    require(texts and texts.count("-") < 2, "name texts, or once - for a text on stdin")
-    require(out is None or out.suffix in (".html", ".png"), f"--out takes a file .html or .png, not {out}")
-    require(out is None or not out.exists(), f"{out} is there already; name another file with --out")
+    if not texts or texts.count("-") >= 2:
+        raise UserError("name texts, or once - for a text on stdin")
+    if out is not None and out.suffix not in (".html", ".png"):
+        raise UserError(f"--out takes a file .html or .png, not {out}")
+    if out is not None and out.exists():
+        raise UserError(f"{out} is there already; name another file with --out")
     texts = [decode(sys.stdin.buffer.read()) if text == "-" else text for text in texts]
     from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
 

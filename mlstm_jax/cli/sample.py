@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import encode, printable, show
 
 
@@ -64,14 +64,17 @@ def main(
     held = {}
     for pair in clamp:
         unit, values = parse_clamp(pair)
-        require(unit not in held, f"unit {unit} is held twice; name all its values in one --clamp")
+        if unit in held:
+            raise UserError(f"unit {unit} is held twice; name all its values in one --clamp")
         held[unit] = values
-    require(not (stream and json), "--stream prints text and --json prints objects; leave one out")
-    require(not stream or num in (None, 1), "--stream prints one sample; leave --num out")
-    require(sentiment is None or clamp_feature == "cell", "--sentiment holds a cell state; leave --clamp-feature out")
-    require(
-        task is None or sentiment is not None, "--task says whose unit --sentiment holds; add --sentiment, as in +2"
-    )
+    if stream and json:
+        raise UserError("--stream prints text and --json prints objects; leave one out")
+    if stream and num not in (None, 1):
+        raise UserError("--stream prints one sample; leave --num out")
+    if sentiment is not None and clamp_feature != "cell":
+        raise UserError("--sentiment holds a cell state; leave --clamp-feature out")
+    if task is not None and sentiment is None:
+        raise UserError("--task says whose unit --sentiment holds; add --sentiment, as in +2")
     num = num if num is not None else 1 if stream else 4
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -81,7 +84,8 @@ def main(
         model = language_model.load(run)
         if sentiment is not None:
             record = unit_record.load(model.record_dirs, model.digest, task)
-            require(record.unit not in held, f"--sentiment holds unit {record.unit}, and so does --clamp")
+            if record.unit in held:
+                raise UserError(f"--sentiment holds unit {record.unit}, and so does --clamp")
             value = unit_record.clamp_value(record, sentiment)
             print(f"holding unit {record.unit} at {value:.4g}", file=sys.stderr)
             held[record.unit] = [(0, value)]

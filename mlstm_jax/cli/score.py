@@ -36,7 +36,7 @@ from mlstm_jax.corpus.readers import (
 )
 from mlstm_jax.corpus.records import Keys
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal, sync_folder
-from mlstm_jax.errors import Damaged, UserError, require
+from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.progress import progress
 from mlstm_jax.sentiment.scores import Review, groups, positive, probability, read
 from mlstm_jax.signals import mute
@@ -88,7 +88,8 @@ def main(
     file = None if str(out) == "-" else out
     _check_output(file, found, resume)
     as_json = json or KINDS.get(out.suffix.lower()) == "json"
-    require(not (as_json and safe_cells), "--safe-cells goes with CSV; JSON lines are not computed by a spreadsheet")
+    if as_json and safe_cells:
+        raise UserError("--safe-cells goes with CSV; JSON lines are not computed by a spreadsheet")
     reading, labelled = _begin(found, keys)
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -97,7 +98,8 @@ def main(
         model = language_model.load(run, precision=precision)
         model.require_bytes()
         record = unit_record.load(model.record_dirs, model.digest, task)
-        require(record.unit < model.hidden, f"the unit record names unit {record.unit} of {model.hidden}")
+        if record.unit >= model.hidden:
+            raise UserError(f"the unit record names unit {record.unit} of {model.hidden}")
     columns = ["source"] * (len(found) > 1) + ["line", "text"] + ["label"] * labelled
     columns += ["value", "probability", "sentiment", "note"]
     rows = min(ROWS, max(64, NUMBERS // model.hidden))
@@ -130,10 +132,10 @@ def main(
             sink.write(header + as_rows(group, values, record, columns, as_json, safe_cells))
             sink.finish_group()
         for source in found:
-            require(
-                unchanged(source), f"{source.name} has changed while it was read; remove {sink.name} and start again"
-            )
-        require(total, f"{', '.join(source.name for source in found[:3])}: there is no review in it")
+            if not unchanged(source):
+                raise UserError(f"{source.name} has changed while it was read; remove {sink.name} and start again")
+        if not total:
+            raise UserError(f"{', '.join(source.name for source in found[:3])}: there is no review in it")
         scored = total - sum(reason.count for reason in without.values())
         sink.finish({"rows": total, "scored": scored})
     log(classes, sys.stderr)
@@ -153,7 +155,8 @@ def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
     """The reviews of all sources, and whether any has labels. What is wrong with a source's beginning is told now."""
     parts, labelled = [], False
     for index, source in enumerate(found):
-        require(source.size != 0, f"{source.name} is empty")
+        if source.size == 0:
+            raise UserError(f"{source.name} is empty")
         cut = chunks(source, index, keys, CHUNK if source.name == "-" else 1)
         first = next(cut, None)
         labelled |= first is not None and first.keys.label is not None
@@ -230,22 +233,29 @@ class Sink(NamedTuple):
 
 def _check_output(out: Path | None, found: list[Source], resume: bool) -> None:
     if out is None:
-        require(not resume, "--resume goes on with a file: name it with --out")
+        if resume:
+            raise UserError("--resume goes on with a file: name it with --out")
         return
     piped = any(source.name == "-" for source in found)
-    require(not (resume and piped), "standard input cannot be read again: --resume takes files")
+    if resume and piped:
+        raise UserError("standard input cannot be read again: --resume takes files")
     for source in found:
         same = source.time is not None and out.exists() and os.path.samefile(source.name, out)
-        require(not same, f"{out} is an input, too; name another file with --out")
+        if same:
+            raise UserError(f"{out} is an input, too; name another file with --out")
     suffix = out.suffix.lower()
     fits = KINDS.get(suffix, "csv") in ("csv", "json") and suffix not in COMPRESSIONS
-    require(fits, f"{out}: CSV or JSON lines are written; name it .csv or .jsonl")
-    require(out.parent.is_dir(), f"no folder {out.parent}; make it first, or name another file with --out")
+    if not fits:
+        raise UserError(f"{out}: CSV or JSON lines are written; name it .csv or .jsonl")
+    if not out.parent.is_dir():
+        raise UserError(f"no folder {out.parent}; make it first, or name another file with --out")
     part, _, done = _parts(out)
     exists = os.path.lexists(out) and not (resume and done.exists())
-    require(not exists, f"{out} exists; name another file with --out, or move it away")
+    if exists:
+        raise UserError(f"{out} exists; name another file with --out, or move it away")
     begun = f"{part} is there, of a run that was stopped; go on with --resume, or remove it"
-    require(resume or not os.path.lexists(part), begun)
+    if not resume and os.path.lexists(part):
+        raise UserError(begun)
 
 
 def _parts(out: Path) -> tuple[Path, Path, Path]:
@@ -292,7 +302,8 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
             def finish(counts):
                 file.flush()
                 os.fsync(file.fileno())
-                require(not os.path.lexists(out), f"{out} has appeared meanwhile; all that was written is in {part}")
+                if os.path.lexists(out):
+                    raise UserError(f"{out} has appeared meanwhile; all that was written is in {part}")
                 with atomic(done) as stored:
                     stored.write(dumps(known(**counts)).encode())
                 os.replace(part, out)
@@ -346,13 +357,15 @@ def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -
         whole = is_sealed(stored) and count >= 0 and 0 <= finished <= size
     except (Damaged, FileNotFoundError):
         whole = False
-    require(whole, f"{state} is missing or damaged; {start_again}")
+    if not whole:
+        raise UserError(f"{state} is missing or damaged; {start_again}")
     if differs := _difference(stored, about):
         raise UserError(f"{part} was begun {differs}; give the same again, or {start_again}")
     for start in range(0, finished, CHUNK):
         digest.update(file.read(min(CHUNK, finished - start)))
     same = stored.get("sha256", digest.hexdigest()) == digest.hexdigest()  # version 0.1 kept none
-    require(same, f"{part} is not as it was written; {start_again}")
+    if not same:
+        raise UserError(f"{part} is not as it was written; {start_again}")
     return count, finished, digest
 
 
@@ -364,12 +377,14 @@ def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int]:
         stored = read_json(done, known)
     except (Damaged, FileNotFoundError):
         stored = {"checksum": ""}
-    require(is_sealed(stored), f"{out} exists; {otherwise}")
+    if not is_sealed(stored):
+        raise UserError(f"{out} exists; {otherwise}")
     if differs := _difference(stored, about):
         raise UserError(f"{out} exists, and was made {differs}; {otherwise}")
     with open(out, "rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == stored["sha256"]
-    require(same, f"{out} exists, and is not as it was written; {otherwise}")
+    if not same:
+        raise UserError(f"{out} exists, and is not as it was written; {otherwise}")
     return stored["rows"], stored["scored"]
 
 
@@ -403,7 +418,8 @@ def _note(group: list[Review], without: dict[str, Without], several: bool) -> No
 
 
 def _require_scored(scored: int, out: Path | None) -> None:
-    require(scored, f"no row could be scored; the notes in {out or 'the rows'} say why")
+    if not scored:
+        raise UserError(f"no row could be scored; the notes in {out or 'the rows'} say why")
 
 
 def _report(total: int, without: dict[str, Without], out: Path | None) -> None:

@@ -16,7 +16,7 @@ from mlstm_jax import signals
 from mlstm_jax.cli import arguments
 from mlstm_jax.config import Config
 from mlstm_jax.disk import locked, raise_file_limit, read_json
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
 
 PRIMES = ("I ", "This movie ", "The ")
@@ -55,34 +55,38 @@ def run(args: list[str]) -> int:
     run_dir = Path(config.run_dir)
     if not old and run_dir.exists():
         empty = run_dir.is_dir() and all(path.name == ".lock" for path in run_dir.iterdir())
-        require(empty, f"{run_dir} exists and is not a run; name a new folder with --run-dir")
+        if not empty:
+            raise UserError(f"{run_dir} exists and is not a run; name a new folder with --run-dir")
 
     found = old or not config.init or Path(config.init).exists()
-    require(found, f"--init {config.init} does not exist; name a run's folder, or another program's weights")
+    if not found:
+        raise UserError(f"--init {config.init} does not exist; name a run's folder, or another program's weights")
     config = find_data(config, old)
     path = str(run_dir.absolute())
-    require(  # Orbax takes the name for a pattern, and what it saves there could not be read again
-        glob.escape(path) == path and "\\" not in path,
-        f"{path}: no checkpoint can be kept where a name has [ * ? or a backslash in it; choose another --run-dir",
-    )
+    if (
+        glob.escape(path) != path or "\\" in path
+    ):  # Orbax takes the name for a pattern, and what it saves there could not be read again
+        raise UserError(
+            f"{path}: no checkpoint can be kept where a name has [ * ? or a backslash in it; choose another --run-dir"
+        )
 
     # Data first: what is wrong with it should be known before the slow imports.
     from mlstm_jax.corpus.batches import Batches
     from mlstm_jax.corpus.build import build, is_prepared
 
-    require(
-        not config.verify or is_prepared(config.data),
-        f"there is nothing to verify: {config.data} is no folder made by mlstm corpus, whose shards have checksums",
-    )
+    if config.verify and not is_prepared(config.data):
+        raise UserError(
+            f"there is nothing to verify: {config.data} is no folder made by mlstm corpus, whose shards have checksums"
+        )
     corpus = build(config)
     batches = Batches(corpus.train, config.batch_size, config.seq_length)
     for name, part in (("validation", corpus.validation), ("test", corpus.test)):
-        require(
-            len(part) > config.eval_batch_size,
-            f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} "
-            "rows; "
-            "raise --validation-fraction or lower --eval-batch-size",
-        )
+        if len(part) <= config.eval_batch_size:
+            raise UserError(
+                f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} "
+                "rows; "
+                "raise --validation-fraction or lower --eval-batch-size"
+            )
     if config.verify:
         for shard in range(len(corpus.train)):
             corpus.check(shard)
@@ -114,11 +118,11 @@ def find_data(config: Config, old: Config | None) -> Config:
     if data.exists():
         return replace(config, data=str(data.absolute()))
     named_otherwise = config.data in (Config.data, "-") or re.search(r"[:*?[]", config.data)  # tfds:NAME, patterns
-    require(
-        not old or config.data != old.data or data.is_absolute() or named_otherwise,
-        f"{config.data} is not here: this run's data were named so from the folder where it was started; "
-        "name where they lie now with --data",
-    )
+    if old and config.data == old.data and not data.is_absolute() and not named_otherwise:
+        raise UserError(
+            f"{config.data} is not here: this run's data were named so from the folder where it was started; "
+            "name where they lie now with --data"
+        )
     return config
 
 
@@ -171,7 +175,8 @@ def _train(config, run_dir, corpus, batches) -> int:
         config = replace(config, model=replace(config.model, **size))
         log(f"starting from {config.init}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     planned = config.updates or max(1, round(min(config.epochs * len(batches), 2**31)))
-    require(planned < 2**31, "that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
+    if planned >= 2**31:
+        raise UserError("that many epochs are more than 2**31 - 1 updates; lower --epochs or name --updates")
     kept = configs.kept(config)
     meta = {
         "config": configs.to_dict(kept),
@@ -183,10 +188,11 @@ def _train(config, run_dir, corpus, batches) -> int:
     if restored:
         state, saved = restored
         compare(run_dir, configs.from_dict(saved["config"]), config)
-        require(
-            saved["data"] == corpus.digest,
-            f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained on",
-        )
+        if saved["data"] != corpus.digest:
+            raise UserError(
+                f"the data of {run_dir} have changed: {config.data} does not give the bytes that this run was trained "
+                "on"
+            )
         meta |= {name: saved[name] for name in ("position", "schedule", "validation_bits_per_byte")}
         log(f"resuming {run_dir} after update {int(state.update):,}")
     else:
@@ -199,10 +205,10 @@ def _train(config, run_dir, corpus, batches) -> int:
             state = updates.draw_state(config, mesh)
     update, (start, end) = int(state.update), meta["schedule"]
     if config.more_updates:
-        require(
-            update == end,
-            f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do",
-        )
+        if update != end:
+            raise UserError(
+                f"--more-updates goes with a finished run; this one has {end - update:,} of its updates to do"
+            )
         start, end = meta["schedule"] = [update, update + config.more_updates]
     if processes.is_first():
         run_folder.write_config(run_dir, kept)  # not before all that could refuse it

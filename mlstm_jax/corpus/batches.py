@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 
 Bytes = UInt8[np.ndarray, "bytes"]
 
@@ -26,12 +26,13 @@ class Batches:
         self.shards, self.batch_size, self.seq_length = shards, batch_size, seq_length
         need, sizes = batch_size * seq_length + 1, [len(shard) for shard in shards]
         for number, size in enumerate(sizes):
-            require(
-                size >= need,
-                f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} sequences x {seq_length} "
-                "bytes + 1 "
-                f"= {need:,} are needed for one update; lower --batch-size, --seq-length or --shards",
-            )
+            if size < need:
+                raise UserError(
+                    f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} sequences x "
+                    f"{seq_length} "
+                    "bytes + 1 "
+                    f"= {need:,} are needed for one update; lower --batch-size, --seq-length or --shards"
+                )
         self.bytes = sum(sizes)
         self.counts = np.array([(size - 1) // (batch_size * seq_length) for size in sizes])
         self.ends = np.cumsum(self.counts)

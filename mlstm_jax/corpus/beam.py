@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from mlstm_jax.corpus.prepare import Spread
 from mlstm_jax.disk import parse_json
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import decode, encode
 
 
@@ -34,7 +34,8 @@ def runner(name: str, options: tuple[str, ...], out: Path) -> Spread:
     except SystemExit:  # Beam prints the usage of all its options, and what is wrong behind it
         raise UserError(f"--runner-options: {printed.getvalue().strip().rpartition('error: ')[2]}") from None
     for key in (option.partition("=")[0] for option in options):
-        require(key in known, f"--runner-options: Beam knows no option {key!r}")
+        if key not in known:
+            raise UserError(f"--runner-options: Beam knows no option {key!r}")
     return partial(_spread, options=parsed, work=out / ".work")
 
 

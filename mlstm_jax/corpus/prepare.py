@@ -30,7 +30,7 @@ from mlstm_jax.corpus import runs, shards
 from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, labels_within, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Digested, Part
 from mlstm_jax.disk import Unwritable, atomic, is_sealed, locked, read_json, seal, sync_files, sync_folder, unsynced
-from mlstm_jax.errors import Damaged, UserError, require
+from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
 
@@ -71,22 +71,28 @@ def prepare(
     written = os.path.join(os.path.realpath(out), "")  # is no input, where a folder is read that `out` lies in
     is_file = lambda source: source.time is not None
     found = [s for s in sources(inputs) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
-    require(options.shards >= 1, "--shards must be at least 1")
-    require(0 <= options.seed < 2**63, "--seed must lie between 0 and 2**63 - 1")
+    if options.shards < 1:
+        raise UserError("--shards must be at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise UserError("--seed must lie between 0 and 2**63 - 1")
     work, finished = out / ".work", out / "manifest.json"
     full = f"{out} holds a corpus already; name a new folder"
-    require(not finished.exists() or work.exists(), full)
+    if finished.exists() and not work.exists():
+        raise UserError(full)
     strange = out.exists() and not work.exists() and any(path.name != ".lock" for path in out.iterdir())
-    require(not strange, f"{out} holds something else; name a new folder")
+    if strange:
+        raise UserError(f"{out} holds something else; name a new folder")
     plan = {"format": FORMAT, "options": asdict(options), "sources": [source._asdict() for source in found]}
     hint = "when that is put right, the same command goes on from here"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, "prepared"):
             if finished.exists():  # another process has just finished it, or was killed when it cleared away
-                require(work.exists(), full)
+                if not work.exists():
+                    raise UserError(full)
                 manifest = read_json(finished, {name: type(value) for name, value in plan.items()})
-                require(all(manifest[name] == value for name, value in plan.items()), full)
+                if not all(manifest[name] == value for name, value in plan.items()):
+                    raise UserError(full)
             else:
                 manifest = _prepare(found, out, plan, options, spread, on_error, log, progress)
             shutil.rmtree(work)
@@ -140,11 +146,11 @@ def _resume_or_start(work, found, plan, log) -> bool:
         old = read_json(path, {name: type(value) for name, value in plan.items()})
         if not is_sealed(old):
             raise Damaged(f"{path} is damaged: its checksum differs")
-        require(
-            all(old[name] == value for name, value in plan.items()),
-            f"{work.parent} holds an unfinished corpus of other inputs, or of other options; "
-            "give the same command to go on with it, or remove the folder",
-        )
+        if not all(old[name] == value for name, value in plan.items()):
+            raise UserError(
+                f"{work.parent} holds an unfinished corpus of other inputs, or of other options; "
+                "give the same command to go on with it, or remove the folder"
+            )
         if all(source.size is not None for source in found):
             log(printable(f"going on with what {work} holds"))
             return True
@@ -196,7 +202,8 @@ def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
 @contextmanager
 def processes(workers: int) -> Iterator[Spread]:
     """Processes of this machine that do tasks as they come, a few more of them waiting than there are processes."""
-    require(workers >= 1, "--workers must be at least 1")
+    if workers < 1:
+        raise UserError("--workers must be at least 1")
 
     def submit(do, task):
         with undisturbed():  # this may start a process, or the pool's own thread
@@ -267,7 +274,8 @@ def _make_runs(found, options, work, spread, on_error, progress) -> tuple[Counte
                 raise UserError(f"{first['file']}, line {first['line']}: {first['why']}")
             bad.write(lines)
     for source in found:
-        require(unchanged(source), f"{source.name} has changed while it was read; remove {work.parent} and start again")
+        if not unchanged(source):
+            raise UserError(f"{source.name} has changed while it was read; remove {work.parent} and start again")
     return counts, bad.digest()
 
 
@@ -295,7 +303,8 @@ def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
     def enough(reviews):
         bad = f" ({counts['bad']} lines cannot be read: see {work / 'bad_lines.jsonl'})" if counts["bad"] else ""
         few = f"{reviews} reviews{bad} do not fill {options.shards} shards and two parts to hold out"
-        require(reviews >= options.shards + 2, f"{few}; remove {out} and lower --shards")
+        if reviews < options.shards + 2:
+            raise UserError(f"{few}; remove {out} and lower --shards")
 
     enough(counts["reviews"])  # before there is a name for every shard
     names = shards.names(options.shards)

@@ -17,7 +17,7 @@ from mlstm_jax.corpus import answers, tables
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
 from mlstm_jax.corpus.records import Keys, keys_of_lines, line_reader
 from mlstm_jax.corpus.tables import Row
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import decode
 
 KINDS = {
@@ -75,7 +75,8 @@ def read_texts(
                 if wrong is None:
                     yield text
                 else:
-                    require(on_error == "skip", f"{source.name}, line {line}: {wrong}")
+                    if on_error != "skip":
+                        raise UserError(f"{source.name}, line {line}: {wrong}")
                     bad.append(line)
                     why = why or wrong
         require_most_readable(source, count, bad, why)
@@ -121,11 +122,13 @@ def sources(inputs: list[str]) -> list[Source]:
 
     Raises UserError for a missing file, an unknown kind, an input that holds nothing, the same file twice.
     """
-    require(inputs, "nothing to read; name files, folders, patterns, tfds:NAME or - for standard input")
+    if not inputs:
+        raise UserError("nothing to read; name files, folders, patterns, tfds:NAME or - for standard input")
     found, seen = [source for item in inputs for source in _expand(item)], {}
     for source in found:
         same = source.name if source.time is None else _identity(source.name)
-        require(same not in seen, f"{source.name} is the same input as {seen.get(same)}; name it once")
+        if same in seen:
+            raise UserError(f"{source.name} is the same input as {seen.get(same)}; name it once")
         seen[same] = source.name
     return found
 
@@ -141,10 +144,12 @@ def _expand(item):
     try:
         if os.path.isdir(item):
             names = _files_in(item)
-            require(names, f"{item}: this folder holds no file of a known kind: {KNOWN}")
+            if not names:
+                raise UserError(f"{item}: this folder holds no file of a known kind: {KNOWN}")
         elif glob.has_magic(item) and not os.path.exists(item):
             names = sorted(name for name in glob.glob(item, recursive=True) if not os.path.isdir(name))
-            require(names, f"no file matches {item}")
+            if not names:
+                raise UserError(f"no file matches {item}")
         else:
             names = [item]
         return [_file(name) for name in names]
@@ -174,10 +179,10 @@ def _files_in(folder):
 
 def _file(name):
     info, (kind, suffix) = os.stat(name), _kind(name)
-    require(kind, f"{name}: unknown kind of file {suffix!r}; known are {KNOWN}")
-    require(
-        stat.S_ISREG(info.st_mode), f"{name} is no file but a pipe or a device; give it to standard input: - < {name}"
-    )
+    if not kind:
+        raise UserError(f"{name}: unknown kind of file {suffix!r}; known are {KNOWN}")
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(f"{name} is no file but a pipe or a device; give it to standard input: - < {name}")
     return Source(name, kind, info.st_size, info.st_mtime_ns)
 
 
@@ -231,7 +236,8 @@ def _file_of_lines(source, keys, size):
                 keys = keys_of_lines(head, keys, source.name)
             named, why = "--text-key" if keys.text else "--label-key", "every line of a .txt file is a text"
             fits = kind == "json" or keys == Keys()
-            require(fits, f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")
+            if not fits:
+                raise UserError(f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")
             if kind == "lines":
                 keys = Keys(None, answers.layout(head))
             payloads = cut(chain([head], found), size)

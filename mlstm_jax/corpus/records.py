@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import decode, encode, printable
 
@@ -38,11 +38,14 @@ def find_keys(there: list[str], keys: Keys, where: str, what: str, advice: str =
     nearest = next((near for key in TEXT_KEYS if (near := _nearest(key, there))), None)
     usual, near = ", ".join(TEXT_KEYS), f" (is it {nearest!r}?)" if nearest else ""
     name = f"none of {usual} is here; name the text with --text-key, one of: {listed(there)}{near}{advice}"
-    require(text or keys.text, f"{where}: {name}")
+    if not text and not keys.text:
+        raise UserError(f"{where}: {name}")
     for key, found in ((keys.text, text), (keys.label, label)):
         near = f"; did you mean {_nearest(key, there)!r}?" if key and _nearest(key, there) else ""
-        require(found or not key, f"{where}: no {what} {key!r}; there are: {listed(there)}{near}")
-    require(text != label, f"{where}: {text!r} cannot be both the text and the label")
+        if not found and key:
+            raise UserError(f"{where}: no {what} {key!r}; there are: {listed(there)}{near}")
+    if text == label:
+        raise UserError(f"{where}: {text!r} cannot be both the text and the label")
     return Keys(text, label)
 
 
@@ -62,7 +65,8 @@ def _find(wanted, there, where, what):
         for key in wanted:
             found = [name for name in there if alike(name) == alike(key)]
             twice = f"more than one {what} is named {key!r}" + (f": {listed(found)}" if {*found} != {key} else "")
-            require(len(found) < 2, f"{where}: {twice}")
+            if len(found) >= 2:
+                raise UserError(f"{where}: {twice}")
             if found:
                 return found[0]
     return None

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt32
 
 from mlstm_jax.corpus.readers import Chunk, parse
 from mlstm_jax.disk import is_sealed, read_json, seal, unsynced
-from mlstm_jax.errors import Damaged, require
+from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.text import EMPTY, frame
 
 BUCKET = 32 << 20  # bytes of the second pass that one worker holds
@@ -60,7 +60,8 @@ def make(
     framed, labels, bad, counts, seen = [], [], [], Counter(), set()
     for line, text, label, wrong in parse(chunk):
         if wrong is not None:
-            require(on_error == "quarantine", f"{name}, line {line}: {wrong}")
+            if on_error != "quarantine":
+                raise UserError(f"{name}, line {line}: {wrong}")
             bad.append({"file": name, "line": line, "why": wrong, "data": text})
         elif (review := frame(text)) == EMPTY:
             counts["empty"] += 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlstm_jax.corpus.batches import Bytes
 from mlstm_jax.disk import is_sealed, read_json
-from mlstm_jax.errors import Damaged, require
+from mlstm_jax.errors import Damaged, UserError
 
 FORMAT = 1  # of the manifest and the files it speaks of
 
@@ -72,9 +72,11 @@ class Manifest(NamedTuple):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a corpus folder; raises UserError where there is none, Damaged where it is not as written."""
     path = folder / "manifest.json"
-    require(path.is_file(), f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
+    if not path.is_file():
+        raise UserError(f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
     data = read_json(path, {"format": int, "options": dict, "parts": list})
-    require(data["format"] == FORMAT, f"{path} is of format {data['format']}; this program reads {FORMAT}")
+    if data["format"] != FORMAT:
+        raise UserError(f"{path} is of format {data['format']}; this program reads {FORMAT}")
     shards, files = data["options"].get("shards"), data.get("files", {})  # version 0.1.0 had no digests of the others
     try:
         parts = [Part(**part) for part in data["parts"]]
@@ -97,9 +99,11 @@ def load(folder: Path) -> list[Part]:
     parts = read_manifest(folder).parts
     for part in parts:
         file = folder / f"{part.name}.bin"
-        require(file.is_file(), f"{file} is missing; make the corpus again")
+        if not file.is_file():
+            raise UserError(f"{file} is missing; make the corpus again")
         size = file.stat().st_size
-        require(size == part.bytes, f"{file} has {size:,} bytes, and should have {part.bytes:,}; make the corpus again")
+        if size != part.bytes:
+            raise UserError(f"{file} has {size:,} bytes, and should have {part.bytes:,}; make the corpus again")
     return parts
 
 
@@ -111,12 +115,14 @@ def verify(folder: Path, part: Part) -> None:
 def verify_others(folder: Path) -> None:
     """Raise UserError unless a corpus's ends, labels and bad lines are those that were written."""
     for name, sha in read_manifest(folder).files.items():
-        require((folder / name).is_file(), f"{folder / name} is missing; make the corpus again")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; make the corpus again")
         _verify(folder / name, sha)
 
 
 def _verify(path, sha):
-    require(digest(path) == sha, f"{path} has changed since it was written: its SHA-256 differs; make the corpus again")
+    if digest(path) != sha:
+        raise UserError(f"{path} has changed since it was written: its SHA-256 differs; make the corpus again")
 
 
 def digest(path: Path) -> str:

@@ -12,7 +12,7 @@ from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
 from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
@@ -31,11 +31,13 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
     rows = dialects.rows(dialects.lines(chain([head], blocks), dialect, name), dialect)
     first = number, header, _, wrong = next(rows, (dialect.start, [], b"", None))
     where = f"{name}, line {number}"
-    require(wrong is None, f"{where}: {wrong}")
+    if wrong is not None:
+        raise UserError(f"{where}: {wrong}")
     numbers = [str(i) for i in range(1, len(header) + 1)]
     if {*filter(None, keys)} & {*numbers} and not {*filter(None, keys)} & {*header}:
         known = has_usual_name(header)
-        require(not known, f"{where}: this is a header; name a column by its name: {listed(header)}")
+        if known:
+            raise UserError(f"{where}: this is a header; name a column by its name: {listed(header)}")
         header, rows = numbers, chain([first], rows)
     advice = "; if this line is a review, the file has no header: give --text-key and --label-key as numbers of columns"
     keys = find_keys(header, keys, where, "column", advice)
@@ -112,14 +114,16 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
         builder = tfds.builder(name)
         if not builder.info.splits:
             refused = name.partition("/")[0] == "amazon_us_reviews"
-            require(not refused, f"{source}: its owner has withdrawn it since 2023; {INSTEAD}")
+            if refused:
+                raise UserError(f"{source}: its owner has withdrawn it since 2023; {INSTEAD}")
             log(f"fetching {name} into {builder.data_path}", sys.stderr)
             config = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there takes TensorFlow
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config, file_format="array_record")
         stored = builder.info.file_format.value  # tensorflow-datasets' own Parquet files lack rows
         advice = "set TFDS_DATA_DIR to another folder to have it prepared as array_record"
-        require(stored == "array_record", f"{source}: it is stored as {stored}; {advice}")
+        if stored != "array_record":
+            raise UserError(f"{source}: it is stored as {stored}; {advice}")
         records = builder.as_data_source(split or "train")
     keys = find_keys(list(builder.info.features), keys, source, "feature")
 

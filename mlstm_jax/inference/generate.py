@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.model.cell import Held, State, Weights, scan, step, zero_state
 from mlstm_jax.model.parameters import read_out
 
@@ -63,7 +63,8 @@ def stretches(clamp: Schedule) -> dict[int, dict[int, float]]:
         whole = lambda start: isinstance(start, int | np.integer) and not isinstance(start, bool)
         known = all(whole(start) and 0 <= start < 2**31 for start in starts)
         in_order = known and starts and starts == sorted(set(starts))
-        require(bool(in_order), f"the values of unit {unit} need bytes that increase, from 0 on, as in 1.0@0,-1.0@200")
+        if not in_order:
+            raise UserError(f"the values of unit {unit} need bytes that increase, from 0 on, as in 1.0@0,-1.0@200")
     value = lambda parts, byte: next((v for start, v in reversed(parts) if start <= byte), None)
     return {
         byte: {unit: v for unit, parts in changes.items() if (v := value(parts, byte)) is not None}

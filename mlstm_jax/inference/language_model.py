@@ -15,7 +15,7 @@ from mlstm_jax import run as run_folder
 from mlstm_jax import unit_record
 from mlstm_jax.config import Precision, from_dict
 from mlstm_jax.disk import cache_dir
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import default_precision
 from mlstm_jax.inference import encode, generate
 from mlstm_jax.inference.encode import Feature
@@ -47,14 +47,16 @@ def load(
         log(f"using {path}, the run with the newest checkpoint", sys.stderr)
     path = Path(path)
     if not run_folder.is_run(path):
-        require(update is None, f"{path} is not a run: it holds no checkpoint {update}")
+        if update is not None:
+            raise UserError(f"{path} is not a run: it holds no checkpoint {update}")
         about = formats.about(path)._asdict()
         written = about.pop("digest")
         model = LanguageModel(formats.read(path), path, precision=chosen, **about)
         file = path / "model.safetensors" if path.is_dir() else path
         changed = f"{file} does not fit the SHA-256 in the config.json beside it: it has changed since it was written"
         otherwise = "get it again, or, if it was changed on purpose, remove digest and checksum from that config.json"
-        require(written in (None, model.digest), f"{changed}; {otherwise}")
+        if written not in (None, model.digest):
+            raise UserError(f"{changed}; {otherwise}")
         return model
     params, meta = checkpoint.load_params(path, partial(log, file=sys.stderr), update)
     config, update = from_dict(meta["config"]), meta["update"]
@@ -66,7 +68,8 @@ def load(
 
 
 def _check_feature(feature):
-    require(feature in encode.FEATURES, f"no feature {feature!r}; there are: {', '.join(encode.FEATURES)}")
+    if feature not in encode.FEATURES:
+        raise UserError(f"no feature {feature!r}; there are: {', '.join(encode.FEATURES)}")
 
 
 class LanguageModel:
@@ -117,19 +120,22 @@ class LanguageModel:
     def require_bytes(self) -> None:
         """Raise UserError unless the model reads and predicts bytes."""
         symbols = f"{self.path} reads {self.inputs} symbols and predicts {self.outputs}: it is not a model of bytes"
-        require(self.inputs == self.outputs == 256, f"{symbols}; in Python, model.read takes its ids")
+        if not self.inputs == self.outputs == 256:
+            raise UserError(f"{symbols}; in Python, model.read takes its ids")
 
     def require_unit(self, unit: Any) -> None:
         """Raise UserError unless this is the number of a unit, which 2.0 and True are not."""
         known = isinstance(unit, int | np.integer) and not isinstance(unit, bool) and 0 <= unit < self.hidden
-        require(bool(known), f"unit {unit!r} does not exist; this model has units 0 to {self.hidden - 1}")
+        if not known:
+            raise UserError(f"unit {unit!r} does not exist; this model has units 0 to {self.hidden - 1}")
 
     def encode(
         self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
     ) -> Float[np.ndarray, "texts hidden"]:
         """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`), bytes not."""
         self.require_bytes()
-        require(not isinstance(texts, str | bytes), "encode takes a list of texts")
+        if isinstance(texts, str | bytes):
+            raise UserError("encode takes a list of texts")
         _check_feature(feature)
         framed = [text if isinstance(text, bytes) else frame(text) for text in texts]
         with progress("encoding", sum(map(len, framed)), show_progress) as done:
@@ -155,7 +161,8 @@ class LanguageModel:
         """
         if not (isinstance(data, bytes) and self.inputs == 256):
             known = all(isinstance(i, int | np.integer) and 0 <= i < self.inputs for i in data)
-            require(known, f"this model reads the ids 0 to {self.inputs - 1}")
+            if not known:
+                raise UserError(f"this model reads the ids 0 to {self.inputs - 1}")
             data = bytes(list(data))
         state = zero_state(self.weights, 1) if state is None else state
         return encode.read(self.weights, data, state, self._clamp(clamp))
@@ -163,7 +170,8 @@ class LanguageModel:
     def bits_per_byte(self, data: bytes) -> float:
         """Mean bits that bytes 2 ... n of `data` cost, from the zero state. Fewer than 2 bytes are a UserError."""
         self.require_bytes()
-        require(len(data) >= 2, "bits per byte needs at least 2 bytes")
+        if len(data) < 2:
+            raise UserError("bits per byte needs at least 2 bytes")
         nats, place = 0.0, 1
         for logits, _ in encode.logits(self.weights, data[:-1], zero_state(self.weights, 1)):
             targets = np.frombuffer(data[place : place + len(logits)], np.uint8)
@@ -200,12 +208,18 @@ class LanguageModel:
         they are written.
         """
         self.require_bytes()
-        require(num >= 1 and length >= 0, "num must be at least 1 and length 0 or more")
-        require(0 <= temperature < np.inf, "temperature must be 0 (argmax) or a finite number above")
-        require(0 <= seed < 2**32, "seed must lie between 0 and 2**32 - 1")
-        require(top_k >= 0, "top_k must be 0 (all bytes) or the number of bytes to draw from")
-        require(0 < top_p <= 1, "top_p must lie above 0, and at most at 1 (all bytes)")
-        require(clamp_of in ("cell", "hidden"), f"clamp_of is cell or hidden, not {clamp_of!r}")
+        if num < 1 or length < 0:
+            raise UserError("num must be at least 1 and length 0 or more")
+        if not 0 <= temperature < np.inf:
+            raise UserError("temperature must be 0 (argmax) or a finite number above")
+        if not 0 <= seed < 2**32:
+            raise UserError("seed must lie between 0 and 2**32 - 1")
+        if top_k < 0:
+            raise UserError("top_k must be 0 (all bytes) or the number of bytes to draw from")
+        if not 0 < top_p <= 1:
+            raise UserError("top_p must lie above 0, and at most at 1 (all bytes)")
+        if clamp_of not in ("cell", "hidden"):
+            raise UserError(f"clamp_of is cell or hidden, not {clamp_of!r}")
         self._clamp(dict.fromkeys(clamp or {}, 0.0))  # a unit that is only freed must exist, too
         held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
         start = to_bytes(prime if raw else "\n " + prime)
@@ -241,6 +255,7 @@ class LanguageModel:
             self.require_unit(unit)
             number = np.asarray(value)
             known = number.ndim == 0 and number.dtype.kind in "iuf" and abs(value) <= float(np.finfo(np.float32).max)
-            require(known, f"unit {unit} cannot be held at {value!r}")
+            if not known:
+                raise UserError(f"unit {unit} cannot be held at {value!r}")
             held.units[unit], held.values[unit] = True, number
         return held

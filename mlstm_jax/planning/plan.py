@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlstm_jax.config import Config
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import CHIPS, Chip, chip_of, flops_per_byte, parameters
 from mlstm_jax.planning.hlo import Loop, collectives, elements, time_loops
 from mlstm_jax.planning.topology import _devices
@@ -38,7 +38,8 @@ def plan(config: Config) -> int:
     Raises UserError for hardware that is unknown or cannot be compiled for here, or a mesh that does not fit it.
     """
     name = config.plan.partition(":")[0].lower()
-    require(name in CHIPS, f"--plan {config.plan}: no hardware {name!r}; there are {', '.join(CHIPS)}")
+    if name not in CHIPS:
+        raise UserError(f"--plan {config.plan}: no hardware {name!r}; there are {', '.join(CHIPS)}")
     chip, devices = CHIPS[name], _devices(config.plan, name)
     precision = "bfloat16" if config.precision == "auto" else config.precision
 

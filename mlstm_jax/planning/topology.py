@@ -2,7 +2,7 @@
 
 import os
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import CHIPS
 
 # Hardware that is not there
@@ -22,7 +22,8 @@ def _devices(topology, name):
 
 def _tpus(topology):
     sizes = [int(size) for size in topology.lower().partition(":")[2].split("x") if size.isdecimal()]
-    require(sizes, f"--plan {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
+    if not sizes:
+        raise UserError(f"--plan {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
     # What libtpu wants to know of the machine it believes to be on.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -52,7 +53,8 @@ GPUS = {
 
 
 def _gpus(topology, name):
-    require(topology.lower() == name, f"--plan {topology}: one GPU is planned for, as {name}")
+    if topology.lower() != name:
+        raise UserError(f"--plan {topology}: one GPU is planned for, as {name}")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     try:
         import jax_plugins.xla_cuda13  # noqa: F401

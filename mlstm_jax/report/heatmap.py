@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mlstm_jax.disk import atomic
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page, plots
 from mlstm_jax.text import decode, encode, frame, printable
 
@@ -83,7 +83,8 @@ def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
 
     Such bytes show as U+FFFD; so does what is not `printable`. Raises UserError unless there is a value for every byte.
     """
-    require(len(data) == len(values), f"{len(data)} bytes have {len(values)} values")
+    if len(data) != len(values):
+        raise UserError(f"{len(data)} bytes have {len(values)} values")
     found, end = [], 0
     for character in decode(data):
         start, end = end, end + len(encode(character))
@@ -198,7 +199,8 @@ def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, c
     Raises UserError for texts too long for one picture, and where matplotlib cannot draw them.
     """
     lines = _lines(texts, columns)
-    require(len(lines) <= ROWS, f"{len(lines):,} lines are too many for one picture: at most {ROWS}; name a file .html")
+    if len(lines) > ROWS:
+        raise UserError(f"{len(lines):,} lines are too many for one picture: at most {ROWS}; name a file .html")
     try:
         return _draw(lines, scale, about, path, columns)
     except UserError:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mlstm_jax import unit_record
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
@@ -62,8 +62,10 @@ def measure(
     and where `length` is 0.
     """
     other = f"this unit was found in other weights; find that of {model.path}: {unit_record.command(record.task)}"
-    require(record.digest == model.digest, other)
-    require(length >= 1, "samples to judge need a length of at least 1 byte")
+    if record.digest != model.digest:
+        raise UserError(other)
+    if length < 1:
+        raise UserError("samples to judge need a length of at least 1 byte")
     values = [unit_record.clamp_value(record, k) for k in deviations]
     scorers = available() if scorers is None else scorers
     rows = []
@@ -117,7 +119,8 @@ def bits_per_byte(model: Any, start: bytes, texts: list[bytes]) -> Float[np.ndar
 
     Raises UserError for an empty start and an empty text.
     """
-    require(len(start) > 0 and all(texts), "bits per byte need a byte to start from, and texts of at least 1 byte")
+    if len(start) <= 0 or not all(texts):
+        raise UserError("bits per byte need a byte to start from, and texts of at least 1 byte")
     means = []
     for first in range(0, len(texts), BATCH):
         batch = texts[first : first + BATCH]

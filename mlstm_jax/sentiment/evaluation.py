@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from mlstm_jax import progress
 from mlstm_jax import run as run_folder
 from mlstm_jax.disk import atomic
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.inference.encode import Feature
 from mlstm_jax.sentiment import probe
@@ -212,5 +212,6 @@ def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) ->
             bits = scored.get(update, float("nan"))
             checkpoints.append(Checkpoint(update, bits, float(right.mean()), *probe.interval(right)))
             done(1)
-    require(checkpoints, f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
+    if not checkpoints:
+        raise UserError(f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
     return checkpoints

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 
 STRENGTHS = tuple(2.0**k for k in range(-8, 1))  # the paper release's values of C
 BINS = 16  # of a unit's values, for its mutual information with the labels
@@ -59,9 +59,11 @@ def fit(
     Labels are 0 (negative) and 1 (positive). Raises UserError where a label is missing from the training texts, where
     features are not finite, and where scikit-learn is not installed. Source: the paper release's `train_with_reg_cv`.
     """
-    require(set(np.unique(train_y)) == {0, 1}, "the training texts of a probe need both labels, 0 and 1, and no other")
+    if set(np.unique(train_y)) != {0, 1}:
+        raise UserError("the training texts of a probe need both labels, 0 and 1, and no other")
     finite = np.isfinite(train_x).all() and np.isfinite(dev_x).all()
-    require(bool(finite), "these features are not finite numbers: the weights are damaged, or their training diverged")
+    if not finite:
+        raise UserError("these features are not finite numbers: the weights are damaged, or their training diverged")
     # The weakest penalty takes the longest, so it starts first.
     fits = list(fit_each(Examples(train_x, train_y), [(None, c) for c in reversed(STRENGTHS)]))[::-1]
     return max(fits, key=lambda fitted: accuracy(fitted, dev_x, dev_y))  # of equals, max takes the first
@@ -84,7 +86,8 @@ def fit_classes(train: Examples, dev: Examples) -> list[Probe]:
     The strongest penalty wins a tie. Raises UserError where train lacks a class.
     """
     classes = range(max(train.y.max(), dev.y.max()) + 1)
-    require(set(np.unique(train.y)) == set(classes), "the training texts of a probe need a text of every class")
+    if set(np.unique(train.y)) != set(classes):
+        raise UserError("the training texts of a probe need a text of every class")
     each = [
         list(fit_each(Examples(train.x, (train.y == k).astype(np.int64)), [(None, c) for c in reversed(STRENGTHS)]))
         for k in classes

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.unit_record import UnitRecord
 
 
@@ -52,7 +52,8 @@ def read(
     x = features(model.weights, framed, record.feature, lambda count: done(count * share))
     values[places] = x[:, record.unit]
     finite = np.isfinite(x[:, record.unit]).all()
-    require(bool(finite), "the unit's values are not finite: the weights are damaged, or their training diverged")
+    if not finite:
+        raise UserError("the unit's values are not finite: the weights are damaged, or their training diverged")
     if not framed:
         done(sum(review.share for review in group))
     return values

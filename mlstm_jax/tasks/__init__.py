@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mlstm_jax.corpus import packaged
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks import published
 from mlstm_jax.tasks.files import from_file
 from mlstm_jax.tasks.published import NAMES
@@ -25,17 +25,21 @@ def load(name: str, folder: Path | None = None, data_dir: Path | None = None) ->
     et al. 2017, section 4; packaged reviews as in `corpus.packaged`.
     """
     known = f"{', '.join(NAMES)}, tfds:NAME"
-    require(name in NAMES or name.startswith("tfds:"), f"unknown task {name!r}; there are: {known}")
+    if name not in NAMES and not name.startswith("tfds:"):
+        raise UserError(f"unknown task {name!r}; there are: {known}")
     if name in published.PAIRS:
         return published.load(name, folder)
-    require(folder is None or name == "sst", f"--data DIR goes with the task sst, not with {name}")
+    if folder is not None and name != "sst":
+        raise UserError(f"--data DIR goes with the task sst, not with {name}")
     if name.startswith("tfds:"):
-        require(data_dir is None, f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
+        if data_dir is not None:
+            raise UserError(f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
         return from_file(name)
     if name != "sst":
         return Task(name, "packaged split, not the paper's test set", **_packaged(name))
     if folder is not None:
-        require(folder.is_dir(), f"no folder {folder}; {BY_HAND}")
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}; {BY_HAND}")
         paths = {split: folder / file for split, file in FILES.items()}
         splits = {split: read_split(path) for split, path in paths.items()}
         source = "the paper's binary sentences" if _is_release(paths.values()) else "local files"

@@ -25,7 +25,7 @@ from mlstm_jax.corpus.readers import (
     sources,
 )
 from mlstm_jax.corpus.records import LABEL_KEYS, Keys
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
@@ -73,14 +73,16 @@ def from_file(
     """
     keys, where = Keys(text_key, label_key), str(path)
     if where.startswith("tfds:"):
-        require(where.count(":") == 1, f"{where}: name no split; train and test are taken")
+        if where.count(":") != 1:
+            raise UserError(f"{where}: name no split; train and test are taken")
         (train,), (test,) = (sources([f"{where}:{split}"]) for split in ("train", "test"))
         found = {"test": test, "train": train}
     elif Path(path).is_dir():
         found = _files_of(Path(path))
     else:
         files = sources([where])
-        require(len(files) == 1, f"{where} matches {len(files)} files; name one, or a folder with {TRIPLE}")
+        if len(files) != 1:
+            raise UserError(f"{where} matches {len(files)} files; name one, or a folder with {TRIPLE}")
         found = {"all": files[0]}
     read = {split: _labelled(source, keys) for split, source in found.items()}
     if positive or negative:
@@ -112,9 +114,11 @@ def _files_of(folder: Path) -> dict[str, Source]:
         split = SPLITS.get(file.name.partition(".")[0].lower())
         if split and file.parent == folder:
             other = found.setdefault(split, source)
-            require(other is source, f"{other.name} and {file} are both the {split} split; take one away")
+            if other is not source:
+                raise UserError(f"{other.name} and {file} are both the {split} split; take one away")
     lacks = " and ".join(f"{split}.*" for split in ("train", "test") if split not in found)
-    require(not lacks, f"{folder}: no {lacks}; a folder of labelled texts holds {TRIPLE}; or name one file")
+    if lacks:
+        raise UserError(f"{folder}: no {lacks}; a folder of labelled texts holds {TRIPLE}; or name one file")
     return found
 
 
@@ -123,12 +127,14 @@ def _files_of(folder: Path) -> dict[str, Source]:
 
 def _labelled(source: Source, keys: Keys) -> Read:
     """The rows that have a text and a label, and the lines of the others by what is wrong with them."""
-    require(source.size != 0, f"{source.name} is empty; it needs texts with labels")
+    if source.size == 0:
+        raise UserError(f"{source.name} is empty; it needs texts with labels")
     plain = f"{source.name}: plain text has no labels; give CSV, TSV, JSON lines or Parquet"
     nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with --label-key"
     rows, left, bad, why, count = [], {}, [], "", 0
     for chunk in _headed(source, keys):
-        require(chunk.kind != "lines" or chunk.keys.label, plain)
+        if chunk.kind == "lines" and not chunk.keys.label:
+            raise UserError(plain)
         if words := labels_within(source, chunk):
             log(words, sys.stderr)
         for line, text, label, wrong in parse(chunk):
@@ -137,7 +143,8 @@ def _labelled(source: Source, keys: Keys) -> Read:
                 why = why or wrong
                 bad.append(line)
                 continue
-            require(chunk.keys.label, nameless)
+            if not chunk.keys.label:
+                raise UserError(nameless)
             label, framed = decode(encode(label or "")).strip(), frame(text)
             if not label:
                 left.setdefault("without a label", []).append(line)
@@ -170,7 +177,8 @@ def _distinct(read):
             same = "that repeat a text" if first.label == row.label else "that repeat a text with another label"
             left.setdefault(same, []).append(row.line)
     _report(source, left)
-    require(kept, f"{source.name} holds no text with a label; a row needs both")
+    if not kept:
+        raise UserError(f"{source.name} holds no text with a label; a row needs both")
     return list(kept.values())
 
 
@@ -192,7 +200,8 @@ def _fixed(read):
             if shared := [row.line for row in rows if row.framed in later]:
                 left["whose text is in a later split"] = shared
             _report(source, left)
-            require(parts[split], f"{source.name} holds no text with a label that no later split holds")
+            if not parts[split]:
+                raise UserError(f"{source.name} holds no text with a label that no later split holds")
             later.update(row.framed for row in parts[split])
     return parts if "dev" in parts else parts | _by_hash(parts["train"], ("train", "dev"))
 
@@ -208,19 +217,23 @@ def _report(source, left):
 def _classes(where, labels):
     count = Counter(labels)
     one = f"all texts have the label {_shown(labels[0])}"
-    require(len(count) > 1, f"{where}: {one}; two classes or more are needed, or another --label-key")
+    if len(count) <= 1:
+        raise UserError(f"{where}: {one}; two classes or more are needed, or another --label-key")
     most = f"{len(count):,} different labels in {len(labels):,} texts, at most {MOST_CLASSES} are taken"
-    require(len(count) <= MOST_CLASSES, f"{where}: {most}; this looks like no label column: name one with --label-key")
+    if len(count) > MOST_CLASSES:
+        raise UserError(f"{where}: {most}; this looks like no label column: name one with --label-key")
     values = {label: number(label) for label in count}
     numbered = None not in values.values()
     names = sorted(count, key=values.get) if numbered else sorted(count)
     for one, other in zip(names, names[1:], strict=False):
         same = f"{where}: the labels {_shown(one)} and {_shown(other)} are the same number; write them alike"
-        require(not numbered or values[one] != values[other], same)
+        if numbered and values[one] == values[other]:
+            raise UserError(same)
     if len(names) == 2:
         best = positive_of(*names)
         which = f"which of the labels {_shown(names[0])} and {_shown(names[1])} is the positive class"
-        require(best is not None, f"{where}: {which}? Name it with --positive LABEL")
+        if best is None:
+            raise UserError(f"{where}: {which}? Name it with --positive LABEL")
         names.sort(key=best.__eq__)
     return tuple(names)
 
@@ -233,14 +246,17 @@ def _sides(where, labels, positive, negative):
     for option, names in (("--negative", negative), ("--positive", positive)):
         found = [(name, [label for label in there if _same(label, name)]) for name in dict.fromkeys(names)]
         for name, same in found:
-            require(same, f"{where}: no text has the label {_shown(name)} of {option}; there are: {listed}")
+            if not same:
+                raise UserError(f"{where}: no text has the label {_shown(name)} of {option}; there are: {listed}")
         sides.append(list(dict.fromkeys(label for _, same in found for label in same)))
     both = set(sides[0]) & set(sides[1])
-    require(not both, f"{where}: {', '.join(map(_shown, sorted(both)))} cannot be both positive and negative")
+    if both:
+        raise UserError(f"{where}: {', '.join(map(_shown, sorted(both)))} cannot be both positive and negative")
     others = [label for label in there if label not in sides[0] + sides[1]]
     lacking = "--positive" if sides[0] else "--negative"
     known = all(sides) or len(others) == 1
-    require(known, f"{where}: name the labels of the other class, too, with {lacking}; there are: {listed}")
+    if not known:
+        raise UserError(f"{where}: name the labels of the other class, too, with {lacking}; there are: {listed}")
     return [side or others for side in sides]
 
 
@@ -262,8 +278,10 @@ def _require_enough(where, parts, classes):
     advice = f"add texts, or give a folder with {TRIPLE}"
     for name in classes:
         few = f"the class {_shown(name)} has too few texts: {train[name]:,} to train on and {test[name]:,} to test on"
-        require(train[name] > 1 and test[name], f"{where}: {few}, where 2 and 1 are needed: {advice}")
-    require(parts["dev"], f"{where}: no text falls into dev: {advice}")
+        if train[name] <= 1 or not test[name]:
+            raise UserError(f"{where}: {few}, where 2 and 1 are needed: {advice}")
+    if not parts["dev"]:
+        raise UserError(f"{where}: no text falls into dev: {advice}")
 
 
 def _shown(label):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mlstm_jax.corpus import packaged
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import BINARY, FOLDS, Folds, Split
 from mlstm_jax.text import EMPTY, frame, log
 
@@ -43,15 +43,18 @@ def load(name: str, folder: Path | None) -> Folds:
         f"put {either} (from {ORIGINS[name]}; in this form also in the data of github.com/facebookresearch/SentEval) "
         "in a folder and name it with --data DIR"
     )
-    require(folder is not None, f"the task {name} is read from local files; {by_hand}")
+    if folder is None:
+        raise UserError(f"the task {name} is read from local files; {by_hand}")
     places = ([place / file for file in pair] for place in (folder, folder / name.upper()) for pair in pairs)
     paths = next((paths for paths in places if all(path.is_file() for path in paths)), None)
-    require(paths, f"{folder} does not hold the task {name}; {by_hand}")
+    if not paths:
+        raise UserError(f"{folder} does not hold the task {name}; {by_hand}")
     texts, labels = [], []
     for label, path in enumerate(paths):
         read = read_lines(path)
         count = len({frame(text) for text in read})
-        require(count >= FOLDS, f"{path}: {count} different texts; {FOLDS} of each class are needed for {FOLDS} folds")
+        if count < FOLDS:
+            raise UserError(f"{path}: {count} different texts; {FOLDS} of each class are needed for {FOLDS} folds")
         texts += read
         labels += [label] * len(read)
     split = Split(texts, np.array(labels, np.int64))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import Split
 
 CHECKSUMS = Path(__file__).with_name("checksums.tsv")
@@ -24,7 +24,8 @@ def read_split(path: Path) -> Split:
 
     Raises UserError, naming file and line, for whatever cannot be read so, and for a file without both classes.
     """
-    require(path.is_file(), f"no file {path}; {BY_HAND}")
+    if not path.is_file():
+        raise UserError(f"no file {path}; {BY_HAND}")
     texts, labels = [], []
     # Invalid UTF-8 is kept, as everywhere; newline="" leaves the line ends inside quotes to csv.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -32,21 +33,24 @@ def read_split(path: Path) -> Split:
         try:
             header = rows.fieldnames or ()
             for column in ("label", "sentence"):
-                require(column in header, f"{path}: no column {column!r}; its first line must be label,sentence")
+                if column not in header:
+                    raise UserError(f"{path}: no column {column!r}; its first line must be label,sentence")
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
                 label = row["label"]
-                require(label in ("0", "1"), f"{where}: the label is {label!r}; make it 0 (negative) or 1 (positive)")
-                require(
-                    None not in row and row["sentence"] is not None,
-                    f"{where}: not as many columns as the first line; put a sentence with a comma in double quotes",
-                )
+                if label not in ("0", "1"):
+                    raise UserError(f"{where}: the label is {label!r}; make it 0 (negative) or 1 (positive)")
+                if None in row or row["sentence"] is None:
+                    raise UserError(
+                        f"{where}: not as many columns as the first line; put a sentence with a comma in double quotes"
+                    )
                 texts.append(row["sentence"])
                 labels.append(int(label))
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num + 1}: {error}; save the file as CSV again") from None
     count = Counter(labels)
-    require(len(count) == 2, f"{path}: {count[0]} negative and {count[1]} positive sentences; both classes are needed")
+    if len(count) != 2:
+        raise UserError(f"{path}: {count[0]} negative and {count[1]} positive sentences; both classes are needed")
     return Split(texts, np.array(labels, np.int64))
 
 

@@ -15,7 +15,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import Split
 from mlstm_jax.tasks.sst import BY_HAND, FILES, read_split
 
@@ -83,7 +83,8 @@ def _in_file_order(source: Sequence[dict[str, Any]]) -> Split:
 def _fetch(builder: SstBinary) -> None:
     root = builder.data_dir_root
     obstacle = _obstacle(f"{builder.url}/{FILES['train']}")
-    require(obstacle is None, f"SST is not in {root} and {obstacle}; {BY_HAND}")
+    if obstacle is not None:
+        raise UserError(f"SST is not in {root} and {obstacle}; {BY_HAND}")
     print(f"fetching SST (1 MB) into {root}", file=sys.stderr)
     config = tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False)
     tfds.disable_progress_bar()  # a dozen of them, for 1 MB

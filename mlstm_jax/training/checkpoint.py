@@ -31,7 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mlstm_jax.config import Config, as_argument, from_dict
 from mlstm_jax.disk import read_json
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.run import folder, steps
 from mlstm_jax.training import processes, sharding, updates
@@ -128,11 +128,12 @@ class Saver:
         step = int(state.update)
         self._require_folder()
         params, train = _parts(state)
-        require(
-            _all_finite((params, train)),
-            f"{self.run_dir}: update {step} has left parameters, moments or a carried state that are not finite, and "
-            f"that are not saved; {self._safe()}",
-        )
+        if not _all_finite((params, train)):
+            raise UserError(
+                f"{self.run_dir}: update {step} has left parameters, moments or a carried state that are not finite, "
+                "and "
+                f"that are not saved; {self._safe()}"
+            )
         meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
         meta["digests"]["meta"] = _meta_digest(meta)
         args = {
@@ -206,11 +207,11 @@ class Saver:
         except FileNotFoundError:
             place = None
         self.place = self.place or place
-        require(
-            place and place == self.place,  # TensorStore makes a folder anew
-            f"{self.run_dir} is gone, removed or moved while it was trained, and its checkpoints with it; "
-            "move it back, or remove what is left, and the same command goes on",
-        )
+        if not place or place != self.place:  # TensorStore makes a folder anew
+            raise UserError(
+                f"{self.run_dir} is gone, removed or moved while it was trained, and its checkpoints with it; "
+                "move it back, or remove what is left, and the same command goes on"
+            )
 
     def _failed(self, step, error):
         failed = f"{self.run_dir}: checkpoint {step} could not be saved ({_cause(error)})"
@@ -288,10 +289,10 @@ def load_params(run_dir: Path, log: Callable[[str], None], update: int | None = 
     there is none.
     """
     found, _ = _newest_whole(run_dir, log, ("params",), None, update)
-    require(
-        found is not None,
-        f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on",
-    )
+    if found is None:
+        raise UserError(
+            f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on"
+        )
     return found[0]["params"], found[1]
 
 
@@ -299,7 +300,8 @@ def _newest_whole(run_dir, log, names, mesh, update=None):
     jax.devices()  # that there are none is no damage
     known = _patiently(lambda: steps(run_dir), folder(run_dir))
     kept = ", ".join(map(str, known)) or "none"
-    require(update in (None, *known), f"{run_dir} holds no checkpoint {update}; there are: {kept}")
+    if update not in (None, *known):
+        raise UserError(f"{run_dir} holds no checkpoint {update}; there are: {kept}")
     among, damaged, causes = known if update is None else [update], [], []
     for step in reversed(among):
         path = folder(run_dir) / str(step)
@@ -313,7 +315,8 @@ def _newest_whole(run_dir, log, names, mesh, update=None):
             causes.append(f"checkpoint {step} is damaged ({_cause(error)})")
             damaged.append(step)
             log(causes[-1] + "; trying the one before it" * (step > among[0]))
-    require(not damaged, f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
+    if damaged:
+        raise UserError(f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
     return None, []
 
 

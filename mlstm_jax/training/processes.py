@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mlstm_jax.config import Config
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 
 # Processes
 
@@ -57,10 +57,8 @@ def _reach(address: str, seconds: float = 120) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
             return
         except (OSError, ValueError) as error:
-            require(
-                time.monotonic() < deadline and isinstance(error, OSError),
-                f"the processes of this run did not find each other at {address}: {error}",
-            )
+            if time.monotonic() >= deadline or not isinstance(error, OSError):
+                raise UserError(f"the processes of this run did not find each other at {address}: {error}") from None
         time.sleep(1)
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Shaped
 
 from mlstm_jax.config import Config, MeshConfig
-from mlstm_jax.errors import require
+from mlstm_jax.errors import UserError
 from mlstm_jax.model.cell import Weights
 
 BATCH = ("data", "fsdp")
@@ -37,11 +37,12 @@ def shape(config: MeshConfig, devices: int) -> dict[str, int]:
     sizes = {axis: getattr(config, axis) for axis in ("data", "fsdp", "model")}
     known = math.prod(size for size in sizes.values() if size > 0)
     axes = " x ".join(map(str, sizes.values()))
-    require(
-        devices % known == 0 and (-1 in sizes.values() or known == devices),
-        f"a mesh of {axes} (data, fsdp, model) does not fit {devices} device{'s' * (devices > 1)}; change --mesh.data, "
-        "--mesh.fsdp or --mesh.model, one of which may be -1, what is left",
-    )
+    if devices % known != 0 or (-1 not in sizes.values() and known != devices):
+        raise UserError(
+            f"a mesh of {axes} (data, fsdp, model) does not fit {devices} device{'s' * (devices > 1)}; change "
+            "--mesh.data, "
+            "--mesh.fsdp or --mesh.model, one of which may be -1, what is left"
+        )
     return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
@@ -54,11 +55,12 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     sizes = shape(config.mesh, len(devices))
     spread = sizes["data"] * sizes["fsdp"]
     groups = f" in {config.grad_accumulation} groups" if config.grad_accumulation > 1 else ""
-    require(
-        config.batch_size % (spread * config.grad_accumulation) == 0,
-        f"{config.batch_size} rows{groups} cannot be spread over {spread} devices in equal parts; change --batch-size, "
-        "--grad-accumulation or --mesh",
-    )
+    if config.batch_size % (spread * config.grad_accumulation) != 0:
+        raise UserError(
+            f"{config.batch_size} rows{groups} cannot be spread over {spread} devices in equal parts; change "
+            "--batch-size, "
+            "--grad-accumulation or --mesh"
+        )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -70,11 +72,11 @@ def one_device() -> Mesh:
 def require_units(hidden: int, mesh: Mesh) -> None:
     """Raise UserError where the units cannot be spread over the mesh in equal parts."""
     width = mesh.shape["model"] * mesh.shape["fsdp"]
-    require(
-        hidden % width == 0,
-        f"{hidden} units cannot be spread over {width} devices in equal parts (mesh axes fsdp and model); "
-        "change --model.hidden or --mesh",
-    )
+    if hidden % width != 0:
+        raise UserError(
+            f"{hidden} units cannot be spread over {width} devices in equal parts (mesh axes fsdp and model); "
+            "change --model.hidden or --mesh"
+        )
 
 
 def named(mesh: Mesh, specs):

