@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from benchmarks.common import console, machine, tell
-from mlstm_jax import run as run_folder
+from mlstm_jax.run import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +56,7 @@ def memory(run: Path, updates: int, settings: Sequence[str]) -> dict[int, float]
     found = {}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as training:
         while training.poll() is None:
-            done = [row["update"] for row in run_folder.read_metrics(run)] if (run / "metrics.jsonl").exists() else []
+            done = [row["update"] for row in Run(run).read_metrics()] if (run / "metrics.jsonl").exists() else []
             if done and done[-1] < updates:  # the end, which scores and draws, is another matter
                 found.setdefault(done[-1], resident(training.pid))
             time.sleep(0.1)

@@ -20,6 +20,7 @@ from mlstm_jax.config import Config, MeshConfig, ModelConfig, to_dict
 from mlstm_jax.corpus.batches import scoring_batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
+from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
 HIDDEN, BATCH, SEQ = 48, 16, 12  # so that every matrix has a shape of its own, and sequences x units another one
@@ -154,10 +155,10 @@ def restored():
     """The fingerprint and digest of a state as it is saved on 2 x 2 x 2 devices, and as it is restored on others."""
     tell = lambda state: [checkpoint.fingerprint(state), checkpoint.digest(state)]
     state = state_on((2, 2, 2))
-    with checkpoint.Saver(FOLDER, keep=1) as saver:
+    with checkpoint.Saver(Run(FOLDER), keep=1) as saver:
         saver.save(state, {"config": to_dict(config_on((2, 2, 2)))})
-    again = lambda shape: tell(checkpoint.restore(FOLDER, print, mesh_on(shape))[0])
-    return {"saved": tell(state), "one": tell(checkpoint.restore(FOLDER, print)[0])} | {
+    again = lambda shape: tell(checkpoint.restore(Run(FOLDER), print, mesh_on(shape))[0])
+    return {"saved": tell(state), "one": tell(checkpoint.restore(Run(FOLDER), print)[0])} | {
         named(shape): again(shape) for shape in ((4, 1, 1), (1, 8, 1))
     }
 

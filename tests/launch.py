@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlstm_jax import run as run_folder
+from mlstm_jax.run import Run
 
 ROOT = Path(__file__).parent.parent
 WORDS = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
@@ -84,7 +84,7 @@ def end(*started, timeout=240):
 
 def figures(run_dir, name):
     """What metrics.jsonl holds under a name: updates, and values."""
-    rows = [(row["update"], row[name]) for row in run_folder.read_metrics(run_dir) if name in row]
+    rows = [(row["update"], row[name]) for row in Run(run_dir).read_metrics() if name in row]
     return [update for update, _ in rows], [value for _, value in rows]
 
 

@@ -18,12 +18,13 @@ import pytest
 from launch import ROOT, write_reviews
 
 import mlstm_jax
-from mlstm_jax import run as run_folder
 from mlstm_jax.cli import train
+from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.config import ModelConfig, to_dict
 from mlstm_jax.corpus import batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
+from mlstm_jax.run import Run, newest_run
 from mlstm_jax.training import checkpoint, updates
 
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -88,7 +89,7 @@ def full_disk(monkeypatch, position, after=None):
 
 
 def assert_same_run(a, b):
-    (state_a, meta_a), (state_b, meta_b) = (checkpoint.restore(run, print) for run in (a, b))
+    (state_a, meta_a), (state_b, meta_b) = (checkpoint.restore(Run(run), print) for run in (a, b))
     assert meta_a["position"] == meta_b["position"] and checkpoint.digest(state_a) == checkpoint.digest(state_b)
 
 
@@ -97,7 +98,7 @@ def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, m
         monkeypatch.setattr(checkpoint.time, "sleep", lift)
         assert train.run(arguments(reviews, tmp_path / "run")) == 0
     assert "checkpoint 10 could not be saved (File too large); trying again" in capsys.readouterr().out
-    again, last = run_folder.steps(tmp_path / "run")
+    again, last = Run(tmp_path / "run").steps()
     assert 10 < again < last == 20
     assert_same_run(tmp_path / "run", finished)
 
@@ -107,7 +108,7 @@ def test_where_saving_fails_for_good_the_run_ends_and_goes_on_later(reviews, fin
     safe = tmp_path / "run" / "checkpoints" / "10"
     with full_disk(monkeypatch, 15, after=safe), pytest.raises(UserError, match=printed):
         train.run(arguments(reviews, tmp_path / "run"))
-    assert run_folder.steps(tmp_path / "run") == [10]
+    assert Run(tmp_path / "run").steps() == [10]
     assert train.run(arguments(reviews, tmp_path / "run")) == 0
     assert_same_run(tmp_path / "run", finished)
 
@@ -173,9 +174,12 @@ def test_a_run_that_is_moved_while_it_trains_ends_with_one_line(reviews, tmp_pat
 def test_numbers_that_are_not_finite_are_never_saved(part, tmp_path):
     state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), batch_size=2)
     broken = jax.tree.map(lambda a: jnp.full_like(a, np.nan) if a.ndim else a, getattr(state, part))
-    with checkpoint.Saver(tmp_path, keep=1) as saver, pytest.raises(UserError, match="update 0 has left .* not finite"):
+    with (
+        checkpoint.Saver(Run(tmp_path), keep=1) as saver,
+        pytest.raises(UserError, match="update 0 has left .* not finite"),
+    ):
         saver.save(state._replace(**{part: broken}), {"config": {}})
-    assert run_folder.steps(tmp_path) == []
+    assert Run(tmp_path).steps() == []
 
 
 renamed = lambda text: text.replace('"batch_size"', '"batch_sizt"')
@@ -191,12 +195,12 @@ def test_a_config_that_is_lost_is_read_from_a_checkpoint_and_written_again(damag
     lost = "missing" if damage is None else "damaged"
     assert f"config.json is {lost}: taking the config that checkpoint 20 holds" in capsys.readouterr().out
     assert json.loads(path.read_text()) == before | {"run_dir": str(copy)}
-    assert to_dict(train.stored_config(copy)) == before | {"run_dir": str(copy)}
+    assert to_dict(stored_config(Run(copy))) == before | {"run_dir": str(copy)}
 
 
 def test_the_newest_run_is_found_without_its_config(copy, monkeypatch):
     (copy / "config.json").unlink()
-    assert run_folder.newest_run(copy.parent) == copy and run_folder.is_run(copy)
+    assert newest_run(copy.parent).path == copy and Run(copy).exists()
 
 
 ERRORS = {
@@ -221,11 +225,11 @@ def test_an_error_of_the_system_moves_no_checkpoint(cause, times, copy, monkeypa
     monkeypatch.setattr(checkpoint, "PAUSES", (0, 0))
     monkeypatch.setattr(checkpoint, "_load", failing)
     if times == 1:
-        assert int(checkpoint.restore(copy, print)[0].update) == 20
+        assert int(checkpoint.restore(Run(copy), print)[0].update) == 20
     else:
         with pytest.raises(UserError, match=f"checkpoints/20 cannot be read now .{cause}.*; nothing was changed"):
-            checkpoint.restore(copy, print)
-    assert run_folder.steps(copy) == [10, 20] and not (copy / "damaged").exists()
+            checkpoint.restore(Run(copy), print)
+    assert Run(copy).steps() == [10, 20] and not (copy / "damaged").exists()
     assert "damaged" not in capsys.readouterr().out
 
 
@@ -239,21 +243,22 @@ def test_too_few_open_files_are_no_damage(copy):
     )
     assert done.returncode == 0, done.stderr
     assert "cannot be read now (Too many open files)" in done.stdout and "damaged" not in done.stdout
-    assert "Traceback" not in done.stderr and run_folder.steps(copy) == [10, 20]
+    assert "Traceback" not in done.stderr and Run(copy).steps() == [10, 20]
 
 
 FEW_FILES = """
 import os, resource, sys
 from pathlib import Path
-from mlstm_jax.training import checkpoint
 from mlstm_jax.errors import UserError
+from mlstm_jax.run import Run
+from mlstm_jax.training import checkpoint
 checkpoint.PAUSES, run = (0, 0), Path(sys.argv[1])
-checkpoint.restore(run, print)
+checkpoint.restore(Run(run), print)
 os.close(free := os.dup(0))
 for more in range(20):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + 20))
     try:
-        checkpoint.restore(run, print)
+        checkpoint.restore(Run(run), print)
     except UserError as error:
         print(error)
 """
@@ -269,10 +274,10 @@ def test_a_checkpoint_that_makes_way_for_a_newer_one_is_not_called_damaged(copy,
         return load(path, names, mesh)
 
     monkeypatch.setattr(checkpoint, "_load", replaced)
-    _, meta = checkpoint.load_params(copy, said.append)
+    _, meta = checkpoint.load_params(Run(copy), said.append)
     assert meta["update"] == 20 and not said
     with pytest.raises(UserError, match="holds no checkpoint 20; there are: 30"):
-        checkpoint.load_params(copy, said.append, update=20)
+        checkpoint.load_params(Run(copy), said.append, update=20)
 
 
 def test_every_point_is_in_the_event_file_at_once(tmp_path):
@@ -281,7 +286,7 @@ def test_every_point_is_in_the_event_file_at_once(tmp_path):
     from mlstm_jax.training import log
 
     (tmp_path / "metrics.jsonl").write_text("")
-    with log.Log(tmp_path, 3, 9) as out:
+    with log.Log(Run(tmp_path), 3, 9) as out:
         out.metrics(5, {"bits_per_byte": 2.5, "skipped": 0})
         (path,) = (tmp_path / "tensorboard").iterdir()
         data, events = path.read_bytes(), []
@@ -295,13 +300,12 @@ def test_every_point_is_in_the_event_file_at_once(tmp_path):
 
 
 def test_records_that_cannot_be_written_stop_nothing(tmp_path, capsys):
-    from mlstm_jax import run as run_folder
     from mlstm_jax.training import log
 
-    with log.Log(tmp_path, 0, 9) as out, limit(resource.RLIMIT_FSIZE, 100) as lift:
+    with log.Log(Run(tmp_path), 0, 9) as out, limit(resource.RLIMIT_FSIZE, 100) as lift:
         for update in range(1, 6):
             out.metrics(update, {"bits_per_byte": 2.5})
         lift()
         out.metrics(6, {"bits_per_byte": 2.5})
     assert capsys.readouterr().out.count("metrics.jsonl cannot be written now (File too large)") == 1
-    assert [row["update"] for row in run_folder.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [row["update"] for row in Run(tmp_path).read_metrics()] == [1, 2, 3, 4, 5, 6]

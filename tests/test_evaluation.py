@@ -20,6 +20,7 @@ from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.report import html_page
+from mlstm_jax.run import Run
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ class Model:
         self.path, self.hidden, self.silent = path, hidden, silent
         self.digest, self.update, self.is_run, self.validation_bits_per_byte = "d1", 40, True, 2.5
         self.precision, self.record_dir = "float32", path / "units"
-        self.work_dir = path
+        self.kept = Run(path)
         self.encoded = 0
 
     def require_bytes(self):

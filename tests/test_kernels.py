@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlstm_jax import run as run_folder
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.model import kernels, parameters
 from mlstm_jax.model.kernels import gpu, tpu
 from mlstm_jax.model.unroll import unroll
+from mlstm_jax.run import Run
 from mlstm_jax.training import sharding, updates
 
 KERNELS = pytest.mark.parametrize("loops", [gpu.loops(interpret=True), tpu.loops(interpret=True)], ids=["gpu", "tpu"])
@@ -103,7 +103,7 @@ def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(t
     for name in ("xla", "pallas"):
         run = tmp_path / name
         assert train.run(["--data", str(data), "--run-dir", str(run), "--kernels", name, *settings]) == 0
-        bits.append([row.get("bits_per_byte") for row in run_folder.read_metrics(run)])
+        bits.append([row.get("bits_per_byte") for row in Run(run).read_metrics()])
         assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
             name == "pallas"
         )

@@ -269,6 +269,6 @@ def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, mo
         if time:
             (run / "checkpoints" / "5").mkdir(parents=True)
             os.utime(run / "checkpoints" / "5", (time, time))
-    from mlstm_jax import run as run_folder
+    from mlstm_jax.run import newest_run
 
-    assert run_folder.newest_run() == Path("runs/new")
+    assert newest_run().path == Path("runs/new")

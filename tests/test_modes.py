@@ -16,6 +16,7 @@ import contextlib, hashlib, io, json, pathlib, sys
 import jax
 from mlstm_jax.cli import evaluate, sample, train
 import mlstm_jax
+from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint
 from mlstm_jax.cli import heatmap, score
 
@@ -26,7 +27,7 @@ def printed(main, *args, **options):
     return out.getvalue()
 
 def state(run):
-    restored, _ = checkpoint.restore(pathlib.Path(run), print)
+    restored, _ = checkpoint.restore(Run(pathlib.Path(run)), print)
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(restored)}
     return [checkpoint.digest(restored), mlstm_jax.load(run).digest, sorted(kinds)]
 

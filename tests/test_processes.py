@@ -7,9 +7,9 @@ import jax
 import pytest
 from launch import assert_same_figures, end, figures, train, write_reviews
 
-from mlstm_jax import run as run_folder
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
+from mlstm_jax.run import Run
 from mlstm_jax.training import processes
 
 SPREAD = "--mesh.data 1 --mesh.fsdp 2 --mesh.model 2".split()
@@ -65,9 +65,7 @@ def test_two_processes_train_as_one_does_and_one_of_them_speaks(whole, reviews, 
     first, second = two(reviews, tmp_path / "run", "--mesh.data", "4")
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert_same_figures(tmp_path / "run", whole)
-    assert [row["update"] for row in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in row] == [
-        *range(1, 13)
-    ]
+    assert [row["update"] for row in Run(tmp_path / "run").read_metrics() if "bits_per_byte" in row] == [*range(1, 13)]
     assert "validation: " in first.out and of_ours(second.out) == []
 
 
@@ -83,7 +81,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_device_resumes(
     first, second = two(reviews, run_dir, *mesh, at=at)
     assert (first.status, second.status) == (128 + number, 128 + number), first.err + second.err
     assert "stopped and saved after update 6 of 12" in first.out
-    assert max(run_folder.steps(run_dir)) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
+    assert max(Run(run_dir).steps()) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
     (one,) = end(train(reviews, run_dir))
     assert one.status == 0 and "after update 6" in one.out, one.err
     assert_same_figures(run_dir, whole)
@@ -105,7 +103,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_from_its_checkpoint
     ended = two(reviews, run_dir, "--mesh.data", "4", at=at, timeout=120)
     assert ended[killed].status == -signal.SIGKILL
     assert ended[1 - killed].status not in (0, -signal.SIGKILL) and ended[1 - killed].err.strip()
-    saved = max(run_folder.steps(run_dir))
+    saved = max(Run(run_dir).steps())
     assert saved in (4, 8), "the last one may not have been whole yet"
     again = two(reviews, run_dir, "--mesh.data", "4") if killed else end(train(reviews, run_dir))
     assert [process.status for process in again] == [0] * len(again), again[0].err

@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from launch import ROOT, assert_same_figures, end, figures, start, train, write_reviews
 
-from mlstm_jax import run as run_folder
 from mlstm_jax.cli.train import run
 from mlstm_jax.config import Config, MeshConfig
 from mlstm_jax.errors import UserError
+from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding
 
 MESHES = ["8x1x1", "4x2x1", "2x2x2", "1x1x8", "1x8x1"]  # data, fsdp, model
@@ -238,7 +238,7 @@ def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(runs, reviews,
     shutil.copytree(runs / "killed", tmp_path / "one")
     shutil.copytree(runs / "killed", tmp_path / "four")
     assert figures(tmp_path / "one", "bits_per_byte")[0] == [*range(1, 11)]
-    saved = max(run_folder.steps(tmp_path / "one"))
+    saved = max(Run(tmp_path / "one").steps())
     assert saved in (4, 8), "the last one may not have been whole yet"
     one = train(reviews, tmp_path / "one")
     four = train(reviews, tmp_path / "four", "--mesh.data", "2", "--mesh.fsdp", "2", devices=4)

@@ -23,6 +23,7 @@ from mlstm_jax.corpus import batches, prepare, readers, runs, shards
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import atomic, locked
 from mlstm_jax.errors import UserError
+from mlstm_jax.run import Run
 from mlstm_jax.text import EMPTY, frame
 from mlstm_jax.training import checkpoint
 
@@ -521,7 +522,7 @@ def copy(corpus, tmp_path):
 def test_training_reads_the_shards_in_their_order(corpus, tmp_path, capsys):
     assert train.run(arguments(corpus, tmp_path / "run")) == 0
     assert "to train on in 7 shards" in capsys.readouterr().out
-    state, meta = checkpoint.restore(tmp_path / "run", log=print)
+    state, meta = checkpoint.restore(Run(tmp_path / "run"), log=print)
     assert int(state.update) == 20 and meta["position"] == 20
     assert train.run(["--run-dir", str(tmp_path / "run"), "--verify"]) == 0
     assert "all 7 shards" in capsys.readouterr().out

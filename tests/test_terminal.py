@@ -11,8 +11,8 @@ from pathlib import Path
 import planted
 import pytest
 
-from mlstm_jax import run as run_folder
 from mlstm_jax.config import Config
+from mlstm_jax.run import Run
 
 ROOT = Path(__file__).parents[1]
 EVIL = "\x1b]0;title\x07\x9b31m\u202eevil"
@@ -77,8 +77,8 @@ def test_a_strangers_run(tmp_path):
     run = tmp_path / "run"
     config = Config(data=f"none{EVIL}", run_dir=str(run))
     run.mkdir()
-    run_folder.write_config(run, config)
+    Run(run).write_config(config)
     shown("train.py", "--run-dir", run, status=2)
     shown("train.py", "--run-dir", run, "--help", status=0)
-    run_folder.write_config(run, dataclasses.replace(config, init=f"none{EVIL}"))
+    Run(run).write_config(dataclasses.replace(config, init=f"none{EVIL}"))
     shown("train.py", "--run-dir", run, "--data", "movie-reviews", status=2)

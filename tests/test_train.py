@@ -17,14 +17,16 @@ import pytest
 from launch import interrupting
 
 import mlstm_jax
-from mlstm_jax import run as run_folder
-from mlstm_jax.cli import evaluate, sample, train
+from mlstm_jax import config as configs
+from mlstm_jax.cli import evaluate, sample, train, train_loop
+from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.disk import locked
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
+from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +62,7 @@ def interrupt_at(monkeypatch, position, number):
 
 
 def state_of(run_dir):
-    state, meta = checkpoint.restore(run_dir, log=print)
+    state, meta = checkpoint.restore(Run(run_dir), log=print)
     return state, {k: v for k, v in meta.items() if k not in ("config", "digests")}
 
 
@@ -80,7 +82,7 @@ def flip_a_byte(step_dir, part="params"):
 
 
 def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
-    metrics = run_folder.read_metrics(finished)
+    metrics = Run(finished).read_metrics()
     trained = [m for m in metrics if "bits_per_byte" in m]
     assert [m["update"] for m in trained] == [5, 10, 15, 20]
     assert {"gradient_norm", "learning_rate", "bytes_per_second", "elapsed", "skipped"} <= set(trained[0])
@@ -97,7 +99,7 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
 def test_held_out_figure_equals_the_models_own(finished, reviews):
     """The figure in the records is the mean over all targets, computed here in one row after another."""
     lm = mlstm_jax.load(finished)
-    config = train.stored_config(finished)
+    config = stored_config(Run(finished))
     part = build(config).validation[: config.eval_bytes]
     row = -(-(len(part) - 1) // config.eval_batch_size)
     pieces = [part[i * row : min((i + 1) * row + 1, len(part))].tobytes() for i in range(config.eval_batch_size)]
@@ -140,10 +142,10 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert train.run(["--run-dir", str(run_dir)]) == 0
     assert_same_run(run_dir, finished)
     scored = lambda run: [
-        m for m in run_folder.read_metrics(run) if "validation_bits_per_byte" in m or "test_bits_per_byte" in m
+        m for m in Run(run).read_metrics() if "validation_bits_per_byte" in m or "test_bits_per_byte" in m
     ]
     assert scored(run_dir) == scored(finished)
-    updates = [m["update"] for m in run_folder.read_metrics(run_dir)]
+    updates = [m["update"] for m in Run(run_dir).read_metrics()]
     assert updates == sorted(updates)
 
 
@@ -155,7 +157,7 @@ def test_under_nohup_a_run_goes_on_when_its_terminal_closes(reviews, tmp_path, m
             assert train.run(arguments(reviews, tmp_path / "run")) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert max(run_folder.steps(tmp_path / "run")) == 20
+    assert max(Run(tmp_path / "run").steps()) == 20
 
 
 def test_a_run_whose_terminal_closes_is_saved_though_nothing_can_be_printed_any_more(reviews, tmp_path):
@@ -174,7 +176,7 @@ def test_a_run_whose_terminal_closes_is_saved_though_nothing_can_be_printed_any_
         shown += os.read(keyboard, 1 << 16)
     os.close(keyboard)
     assert process.wait(timeout=120) == 128 + signal.SIGHUP
-    assert run_folder.steps(tmp_path / "run")
+    assert Run(tmp_path / "run").steps()
 
 
 @pytest.mark.parametrize("part", ["params", "train", "meta"])
@@ -183,7 +185,7 @@ def test_a_flipped_byte_is_named_and_the_step_before_is_resumed(part, finished, 
     with monkeypatch.context() as patch:
         interrupt_at(patch, 14, signal.SIGTERM)
         train.run(arguments(reviews, run_dir))
-    assert run_folder.steps(run_dir) and set(run_folder.steps(run_dir)) == {10, 15}
+    assert Run(run_dir).steps() and set(Run(run_dir).steps()) == {10, 15}
     flip_a_byte(run_dir / "checkpoints" / "15", part)
     capsys.readouterr()
     assert train.run(["--run-dir", str(run_dir)]) == 0
@@ -219,8 +221,8 @@ def test_what_may_change_is_announced_and_kept(reviews, tmp_path, monkeypatch, c
         train.run(arguments(reviews, run_dir))
     assert train.run(["--run-dir", str(run_dir), "--save-every", "4", "--keep", "2"]) == 0
     assert "changed for this run from now on: save_every (10 -> 4), keep (3 -> 2)" in capsys.readouterr().out
-    assert set(run_folder.steps(run_dir)) == {16, 20}
-    assert train.stored_config(run_dir).save_every == 4
+    assert set(Run(run_dir).steps()) == {16, 20}
+    assert stored_config(Run(run_dir)).save_every == 4
 
 
 def test_a_run_whose_data_changed_is_refused(reviews, tmp_path):
@@ -237,11 +239,11 @@ def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path
     options = ("--init", str(source), "--updates", "1", "--learning-rate", "1e-30")
     assert train.run(arguments(reviews, tmp_path / "still", *options)) == 0
     assert f"starting from {source}: 48 units, embedding of 16, a fresh optimizer" in capsys.readouterr().out
-    state, meta = checkpoint.restore(tmp_path / "still", log=print)
+    state, meta = checkpoint.restore(Run(tmp_path / "still"), log=print)
     before = mlstm_jax.load(source)
     assert checkpoint.digest(state.params) == before.digest == mlstm_jax.load(source).digest
     assert meta["config"]["model"] == {"hidden": 48, "embed": 16, "gain": None}
-    part = build(train.stored_config(tmp_path / "still")).validation[:400].tobytes()
+    part = build(stored_config(Run(tmp_path / "still"))).validation[:400].tobytes()
     assert mlstm_jax.load(tmp_path / "still").bits_per_byte(part) == before.bits_per_byte(part)
 
 
@@ -260,7 +262,7 @@ def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path
         train.run(arguments(reviews, tmp_path / "run"))
     assert train.run(arguments(reviews, tmp_path / "run", *options)) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    losses = [m["bits_per_byte"] for m in run_folder.read_metrics(tmp_path / "run") if "bits_per_byte" in m]
+    losses = [m["bits_per_byte"] for m in Run(tmp_path / "run").read_metrics() if "bits_per_byte" in m]
     assert losses[-1] < losses[0]
     mlstm_jax.load(tmp_path / "run").save(tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text().replace("\\", "")  # that hide markup
@@ -285,7 +287,7 @@ def test_a_finished_run_trains_on_with_a_new_decay(reviews, tmp_path):
     run_dir = tmp_path / "run"
     train.run(arguments(reviews, run_dir, "--updates", "5"))
     assert train.run(["--run-dir", str(run_dir), "--more-updates", "5", "--log-every", "1"]) == 0
-    rates = [m["learning_rate"] for m in run_folder.read_metrics(run_dir) if m["update"] > 5 and "learning_rate" in m]
+    rates = [m["learning_rate"] for m in Run(run_dir).read_metrics() if m["update"] > 5 and "learning_rate" in m]
     np.testing.assert_allclose(rates, [5e-3 * (1 - k / 5) for k in range(5)], rtol=1e-6)
     assert train.run(["--run-dir", str(run_dir)]) == 0  # finished again; more_updates is not kept
 
@@ -411,7 +413,7 @@ def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):
             break
     process.stdout.close()
     process.wait()
-    assert "test_bits_per_byte" in run_folder.read_metrics(run_dir)[-1] and 20 in run_folder.steps(run_dir)
+    assert "test_bits_per_byte" in Run(run_dir).read_metrics()[-1] and 20 in Run(run_dir).steps()
 
 
 def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_on(
@@ -431,7 +433,7 @@ def test_a_run_killed_while_its_test_bytes_are_scored_scores_them_when_it_goes_o
         with pytest.raises(KeyboardInterrupt):
             train.run(arguments(reviews, run_dir))
     assert train.run(["--run-dir", str(run_dir)]) == 0
-    assert run_folder.read_metrics(run_dir)[-1].keys() == {"update", "test_bits_per_byte"}
+    assert Run(run_dir).read_metrics()[-1].keys() == {"update", "test_bits_per_byte"}
     assert_same_run(run_dir, finished)
 
 
@@ -459,7 +461,7 @@ def test_a_config_edited_on_disk_is_refused_by_what_the_checkpoint_holds(reviews
 def test_a_run_that_never_saved_starts_again_with_another_config_and_says_so(reviews, tmp_path, capsys):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    run_folder.write_config(run_dir, train.configs.from_dict(train.configs.to_dict(train.configs.Config())))
+    Run(run_dir).write_config(configs.from_dict(configs.to_dict(configs.Config())))
     (run_dir / "metrics.jsonl").write_text('{"update": 3}\n')
     assert train.run(arguments(reviews, run_dir, "--updates", "5")) == 0
     assert "has no checkpoint: starting again from update 0" in capsys.readouterr().out
@@ -470,7 +472,7 @@ def test_data_that_moved_are_known_by_their_bytes(reviews, tmp_path):
     train.run(arguments(reviews, run_dir, "--updates", "5"))
     moved.write_bytes(reviews.read_bytes())
     assert train.run(["--run-dir", str(run_dir), "--data", str(moved), "--more-updates", "2"]) == 0
-    assert train.stored_config(run_dir).data == str(moved)
+    assert stored_config(Run(run_dir)).data == str(moved)
 
 
 def test_data_named_from_one_folder_are_found_from_another(reviews, tmp_path, monkeypatch):
@@ -505,7 +507,7 @@ def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, mon
 
 
 def test_a_loss_worse_than_guessing_is_a_warning_once(reviews, tmp_path, capsys):
-    count = train.HOPELESS_AFTER + 10
+    count = train_loop.HOPELESS_AFTER + 10
     for rate, warnings in ((1e6, 1), (5e-3, 0)):
         run_dir = tmp_path / str(rate)
         assert train.run(arguments(reviews, run_dir, "--updates", str(count), "--learning-rate", str(rate))) == 0
@@ -534,9 +536,9 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
     train.run(arguments(reviews, run_dir, "--updates", "10"))
     path = run_dir / "metrics.jsonl"
-    before = run_folder.read_metrics(run_dir)
+    before = Run(run_dir).read_metrics()
     path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n" + path.read_bytes() + b'{"update": 99, "bits')
-    assert run_folder.read_metrics(run_dir) == before
+    assert Run(run_dir).read_metrics() == before
     assert train.run(["--run-dir", str(run_dir), "--more-updates", "5"]) == 0
     assert path.read_bytes().startswith(b'{"update": 5,')
 
@@ -630,7 +632,7 @@ def test_training_needs_no_optional_package(reviews, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "no TensorBoard files" in done.stdout and "left out: loss curve: matplotlib" in done.stderr
-    assert not (tmp_path / "run" / "loss_curve.png").exists() and run_folder.steps(tmp_path / "run") == [5]
+    assert not (tmp_path / "run" / "loss_curve.png").exists() and Run(tmp_path / "run").steps() == [5]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finished):
@@ -652,6 +654,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(reviews, tmp_path, finish
 
 def test_without_validation_the_test_alone_is_scored(reviews, tmp_path, capsys):
     assert train.run(arguments(reviews, tmp_path / "run", "--eval-every", "0", "--updates", "2")) == 0
-    assert not any("validation_bits_per_byte" in row for row in run_folder.read_metrics(tmp_path / "run"))
+    assert not any("validation_bits_per_byte" in row for row in Run(tmp_path / "run").read_metrics())
     shown = capsys.readouterr().out
     assert "\ntest: " in shown and "validation: " not in shown

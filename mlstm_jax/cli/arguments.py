@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import printable
+from mlstm_jax.run import Run
+from mlstm_jax.text import log, printable
 
 _CHECKOUT, _INSTALLED = Path(__file__).parents[2], Path(__file__).parents[1] / "configs"
 CONFIGS = _CHECKOUT / "configs" if (_CHECKOUT / "pyproject.toml").is_file() else _INSTALLED
@@ -66,10 +67,10 @@ def _complaint(path, error):
     return f"{where}: {error}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
 
 
-def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) -> tuple[Config, Config | None]:
+def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -> tuple[Config, Config | None]:
     """The config to run, and the stored config of the run it continues, if there is one.
 
-    `stored(run_dir)` reads a run's own config, which is then the default for all that the command line does not name.
+    `stored(run)` reads a run's own config, which is then the default for all that the command line does not name.
     """
     import tyro
 
@@ -79,7 +80,7 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     named, _ = known.parse_known_args(args)
     default = load_file(find_config(named.config or QUICKSTART))
     run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
-    old = stored(Path(run_dir))
+    old = stored(Run(Path(run_dir)))
     source = named.config or QUICKSTART
     if old and not named.config:
         default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
@@ -93,6 +94,28 @@ def from_command_line(args: list[str], stored: Callable[[Path], Config | None]) 
     description = f"Train an mLSTM byte by byte. --config NAME or FILE sets the defaults below (now: {source})."
     config = tyro.cli(Config, default=default, args=rest, prog="mlstm train", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
+
+
+def stored_config(run: Run) -> Config | None:
+    """The config that a run was started with: its config.json, or where that is lost, what a checkpoint holds of it."""
+    error = None
+    try:
+        return run.read_config()
+    except (FileNotFoundError, NotADirectoryError):
+        if not run.checkpoints.is_dir():
+            return None
+    except (ValueError, TypeError, KeyError) as caught:
+        error = caught
+    from mlstm_jax.training import checkpoint  # slow, and seldom needed here
+
+    if saved := checkpoint.saved_config(run):
+        config, update = saved
+        state = "damaged" if error else "missing"
+        log(f"{run.config_file} is {state}: taking the config that checkpoint {update} holds")
+        return config
+    if error:
+        raise UserError(f"{run.config_file} cannot be read ({error}); restore it, or name a new folder with --run-dir")
+    return None
 
 
 def _without(args: list[str], flag: str) -> list[str]:

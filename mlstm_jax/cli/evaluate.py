@@ -90,7 +90,7 @@ def main(
         else:
             found = evaluation.find(model, texts, feature)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
-            folder = report or out or model.work_dir / "eval" / texts.name
+            folder = report or out or model.kept.pictures(texts.name)
             # What calling every text by the commoner training label would reach.
             majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
             parts = []

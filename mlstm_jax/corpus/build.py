@@ -9,7 +9,7 @@ import numpy as np
 
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged, shards
-from mlstm_jax.corpus.batches import Bytes
+from mlstm_jax.corpus.batches import Batches, Bytes
 from mlstm_jax.corpus.readers import read_texts
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import EMPTY, frame
@@ -25,6 +25,13 @@ class Corpus(NamedTuple):
     summary: str  # one line for people
     notes: tuple[str, ...] = ()  # what else people should know of the data, a line each
     check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
+
+
+class Data(NamedTuple):
+    """A corpus, and the batches that its training shards are cut into."""
+
+    corpus: Corpus
+    batches: Batches
 
 
 def is_prepared(data: str) -> bool:

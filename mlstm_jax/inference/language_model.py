@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, Integer
 
-from mlstm_jax import run as run_folder
 from mlstm_jax import unit_record
 from mlstm_jax.config import Precision, from_dict
 from mlstm_jax.disk import cache_dir
@@ -23,6 +22,7 @@ from mlstm_jax.model import parameters
 from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.progress import progress
+from mlstm_jax.run import Run, newest_run
 from mlstm_jax.text import encode as to_bytes
 from mlstm_jax.text import frame, log, show
 from mlstm_jax.training import checkpoint
@@ -43,10 +43,11 @@ def load(
     """
     chosen = None if precision == "auto" else precision
     if path is None:
-        path = run_folder.newest_run()
+        path = newest_run().path
         log(f"using {path}, the run with the newest checkpoint", sys.stderr)
     path = Path(path)
-    if not run_folder.is_run(path):
+    run = Run(path)
+    if not run.exists():
         if update is not None:
             raise UserError(f"{path} is not a run: it holds no checkpoint {update}")
         about = formats.about(path)._asdict()
@@ -58,7 +59,7 @@ def load(
         if written not in (None, model.digest):
             raise UserError(f"{changed}; {otherwise}")
         return model
-    params, meta = checkpoint.load_params(path, partial(log, file=sys.stderr), update)
+    params, meta = checkpoint.load_params(run, partial(log, file=sys.stderr), update)
     config, update = from_dict(meta["config"]), meta["update"]
     data = f"{Path(config.data).name}, {update * config.batch_size * config.seq_length:,} bytes"
     data += f", starting from {config.init}" if config.init else ""
@@ -99,18 +100,18 @@ class LanguageModel:
         return jax.jit(parameters.prepare_to_read, static_argnums=1)(self.params, self.precision)
 
     @property
-    def work_dir(self) -> Path:
-        """Where features and pictures are kept: in the run, or in the user's cache where that cannot be."""
+    def kept(self) -> Run:
+        """Where pictures and records are kept: in the run, or, laid out alike, in the cache where that cannot be."""
         if self.is_run and os.access(self.path, os.W_OK):
-            return self.path
-        return cache_dir() / self.digest[:16]
+            return Run(self.path)
+        return Run(cache_dir() / self.digest[:16])
 
     @property
     def record_dirs(self) -> list[Path]:
-        """Where records of found units lie: beside our own weights, saved ones too, and in the `work_dir`."""
+        """Where records of found units lie: beside our own weights, saved ones too, and where pictures are `kept`."""
         beside = self.path if self.path.is_dir() else self.path.parent
         ours = self.is_run or (beside / "config.json").is_file()
-        return list(dict.fromkeys([beside / "units"] * ours + [self.work_dir / "units"]))
+        return list(dict.fromkeys([Run(beside).unit_records] * ours + [self.kept.unit_records]))
 
     @property
     def record_dir(self) -> Path:

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mlstm_jax import progress
-from mlstm_jax import run as run_folder
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.inference.encode import Feature
+from mlstm_jax.run import Run
 from mlstm_jax.sentiment import probe
 from mlstm_jax.sentiment.probe import Examples
 from mlstm_jax.tasks import Folds, Task
@@ -130,7 +130,7 @@ def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Floa
     read = [text if isinstance(text, bytes) else frame(text) for text in texts]
     for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *read):
         key.update(len(part).to_bytes(8, "little") + part)
-    path = model.work_dir / "features" / f"{key.hexdigest()[:32]}.npy"
+    path = model.kept.features / f"{key.hexdigest()[:32]}.npy"
     with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
         kept = np.memmap(path, np.uint8, "r")
         if hashlib.sha256(kept[:-32]).digest() == bytes(kept[-32:]):
@@ -187,26 +187,28 @@ class Checkpoint(NamedTuple):
     high: float
 
 
-def over_training(run: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
+def over_training(model: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
     """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
-    checkpoints, updates = [], run_folder.steps(run.path)
+    run, checkpoints = Run(model.path), []
+    updates = run.steps()
     # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
-    metrics = run_folder.read_metrics(run.path) if (run.path / "metrics.jsonl").exists() else []
-    scored = {row["update"]: bits for row in metrics if (bits := row.get("validation_bits_per_byte")) is not None}
+    scored = {
+        row["update"]: bits for row in run.read_metrics() if (bits := row.get("validation_bits_per_byte")) is not None
+    }
     first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
     train, test = first(task.train), first(task.test)
     with progress.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
             try:
-                model = language_model.load(run.path, update, run.precision)
+                earlier = language_model.load(run.path, update, model.precision)
             except UserError:
-                if update in run_folder.steps(run.path):
+                if update in run.steps():
                     raise
                 continue  # the run is training, and this checkpoint has made way for a newer one
-            x, tested = features(model, train.texts, record.feature), features(model, test.texts, record.feature)
+            x, tested = (features(earlier, split.texts, record.feature) for split in (train, test))
             unit = probe.measure_unit(x, train.labels, record.unit)
             right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
             bits = scored.get(update, float("nan"))

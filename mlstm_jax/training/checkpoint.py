@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -29,11 +29,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from mlstm_jax.config import Config, as_argument, from_dict
+from mlstm_jax.config import Config, from_dict
 from mlstm_jax.disk import read_json
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
-from mlstm_jax.run import folder, steps
+from mlstm_jax.run import Run
 from mlstm_jax.training import processes, sharding, updates
 from mlstm_jax.training.updates import TrainState
 
@@ -97,8 +97,8 @@ class Saver:
     one is read back.
     """
 
-    def __init__(self, run_dir: Path, keep: int, log: Callable[[str], None] = print, mesh: Mesh | None = None):
-        self.run_dir, self.keep, self.log, self.mesh = run_dir, keep, log, mesh
+    def __init__(self, run: Run, keep: int, log: Callable[[str], None] = print, mesh: Mesh | None = None):
+        self.run, self.keep, self.log, self.mesh = run, keep, log, mesh
         self.place: int | None = None  # of the folder on its disk
         self.manager: ocp.CheckpointManager | None = None
         self.saving: int | None = None  # the update that is being saved
@@ -130,7 +130,7 @@ class Saver:
         params, train = _parts(state)
         if not _all_finite((params, train)):
             raise UserError(
-                f"{self.run_dir}: update {step} has left parameters, moments or a carried state that are not finite, "
+                f"{self.run.path}: update {step} has left parameters, moments or a carried state that are not finite, "
                 "and "
                 f"that are not saved; {self._safe()}"
             )
@@ -155,7 +155,7 @@ class Saver:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self.keep), cleanup_tmp_directories=True
         )
-        return ocp.CheckpointManager(folder(self.run_dir), options=options)
+        return ocp.CheckpointManager(self.run.checkpoints, options=options)
 
     def _settle(self):
         """Wait for the save in the background; whether that went well."""
@@ -182,12 +182,12 @@ class Saver:
         """Whatever keeps what is saved here from being read again should be known now, not when it is needed."""
         try:
             for name in ("params", "train"):  # one after the other, to take less memory
-                _load(folder(self.run_dir) / str(step), (name,), self.mesh)
+                _load(self.run.checkpoint(step), (name,), self.mesh)
             self.read_back = True
         except Exception as error:
             if not _may_pass(error):  # else the next one is read
                 raise UserError(
-                    f"{self.run_dir}: checkpoint {step} was saved, but cannot be read again ({_cause(error)}); "
+                    f"{self.run.path}: checkpoint {step} was saved, but cannot be read again ({_cause(error)}); "
                     "choose another --run-dir, on another disk"
                 ) from None
 
@@ -203,26 +203,26 @@ class Saver:
 
     def _require_folder(self):
         try:
-            place = os.stat(self.run_dir).st_ino
+            place = os.stat(self.run.path).st_ino
         except FileNotFoundError:
             place = None
         self.place = self.place or place
         if not place or place != self.place:  # TensorStore makes a folder anew
             raise UserError(
-                f"{self.run_dir} is gone, removed or moved while it was trained, and its checkpoints with it; "
+                f"{self.run.path} is gone, removed or moved while it was trained, and its checkpoints with it; "
                 "move it back, or remove what is left, and the same command goes on"
             )
 
     def _failed(self, step, error):
-        failed = f"{self.run_dir}: checkpoint {step} could not be saved ({_cause(error)})"
+        failed = f"{self.run.path}: checkpoint {step} could not be saved ({_cause(error)})"
         return UserError(f"{failed}; {self._safe()} once that is put right")
 
     def _safe(self):
         """What is left of the run, and how it goes on."""
-        safe = steps(self.run_dir)
+        safe = self.run.steps()
         whole = f"checkpoint {safe[-1]} is safe, and" if safe else "there is no checkpoint yet, and"
         goes_on = "goes on from there" if safe else "starts again"
-        return f"{whole} the same command, or python train.py --run-dir {as_argument(self.run_dir)}, {goes_on}"
+        return f"{whole} the same command, or python train.py --run-dir {quote(str(self.run.path))}, {goes_on}"
 
     def _close(self):
         manager, self.manager = self.manager, None
@@ -261,19 +261,19 @@ def _hush():
     sys.unraisablehook = lambda what: None if late(what.exc_value) or left(what) else show_ignored(what)
 
 
-def restore(run_dir: Path, log: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
+def restore(run: Run, log: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
     """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
 
     A damaged one is named through `log` and moved out of the way, into `damaged/`, so that its update can be saved
     again. Raises UserError where every checkpoint is damaged, or one cannot be read now; then nothing is moved.
     """
-    found, damaged = _newest_whole(run_dir, log, ("params", "train"), mesh)
+    found, damaged = _newest_whole(run, log, ("params", "train"), mesh)
     for step in damaged if processes.is_first() else ():
-        aside = run_dir / "damaged" / str(step)
+        aside = run.damaged / str(step)
         aside.parent.mkdir(exist_ok=True)
         while aside.exists():
             aside = aside.with_name(aside.name + "+")
-        os.replace(folder(run_dir) / str(step), aside)
+        os.replace(run.checkpoint(step), aside)
         log(f"checkpoint {step} was moved to {aside}")
     processes.highest(0)  # no process goes on before that is done
     if found is None:
@@ -282,41 +282,39 @@ def restore(run_dir: Path, log: Callable[[str], None], mesh: Mesh | None = None)
     return TrainState(params=parts["params"], **parts["train"]), meta
 
 
-def load_params(run_dir: Path, log: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
+def load_params(run: Run, log: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
     """Parameters and meta of the checkpoint of an update, or of the newest whole one; nothing in the run is touched.
 
     The run may be training: a checkpoint that makes way for a newer one is not a damaged one. Raises UserError where
     there is none.
     """
-    found, _ = _newest_whole(run_dir, log, ("params",), None, update)
+    found, _ = _newest_whole(run, log, ("params",), None, update)
     if found is None:
-        raise UserError(
-            f"{run_dir} holds no checkpoint yet; python train.py --run-dir {as_argument(run_dir)} trains on"
-        )
+        raise UserError(f"{run.path} holds no checkpoint yet; python train.py --run-dir {run.path} trains on")
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run_dir, log, names, mesh, update=None):
+def _newest_whole(run, log, names, mesh, update=None):
     jax.devices()  # that there are none is no damage
-    known = _patiently(lambda: steps(run_dir), folder(run_dir))
+    known = _patiently(run.steps, run.checkpoints)
     kept = ", ".join(map(str, known)) or "none"
     if update not in (None, *known):
-        raise UserError(f"{run_dir} holds no checkpoint {update}; there are: {kept}")
+        raise UserError(f"{run.path} holds no checkpoint {update}; there are: {kept}")
     among, damaged, causes = known if update is None else [update], [], []
     for step in reversed(among):
-        path = folder(run_dir) / str(step)
+        path = run.checkpoint(step)
         try:
             return _patiently(lambda path=path: _load(path, names, mesh), path), damaged
         except UserError:
             raise
         except Exception as error:  # Orbax raises many kinds; whatever it is, the step cannot be read
-            if steps(run_dir) != known:  # the run is training, and this step may have made way for a newer one
-                return _newest_whole(run_dir, log, names, mesh, update)
+            if run.steps() != known:  # the run is training, and this step may have made way for a newer one
+                return _newest_whole(run, log, names, mesh, update)
             causes.append(f"checkpoint {step} is damaged ({_cause(error)})")
             damaged.append(step)
             log(causes[-1] + "; trying the one before it" * (step > among[0]))
     if damaged:
-        raise UserError(f"no checkpoint of {run_dir} can be read: {'; '.join(causes)}")
+        raise UserError(f"no checkpoint of {run.path} can be read: {'; '.join(causes)}")
     return None, []
 
 
@@ -410,14 +408,14 @@ def _meta_digest(meta: Meta) -> str:
     return hashlib.sha256(json.dumps(meta | {"digests": digests}, sort_keys=True).encode()).hexdigest()
 
 
-def saved_config(run_dir: Path) -> tuple[Config, int] | None:
+def saved_config(run: Run) -> tuple[Config, int] | None:
     """The config in the newest checkpoint whose meta is whole, and its update; None where there is none.
 
     No device is used: processes that train together have not met when a config is read.
     """
-    for step in reversed(steps(run_dir)):
+    for step in reversed(run.steps()):
         with suppress(UserError, OSError, TypeError, KeyError):
-            meta = read_json(folder(run_dir) / str(step) / "meta" / "metadata", {"config": dict, "digests": dict})
+            meta = read_json(run.checkpoint(step) / "meta" / "metadata", {"config": dict, "digests": dict})
             if _meta_digest(meta) == meta["digests"]["meta"]:
                 return from_dict(meta["config"]), step
     return None

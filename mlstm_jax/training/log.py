@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlstm_jax.disk import seal
-from mlstm_jax.run import cut_back
+from mlstm_jax.run import Run
 from mlstm_jax.signals import mute
 from mlstm_jax.text import printable
 
@@ -29,16 +29,16 @@ class Log:
     A record that cannot be written stops nothing, and is said once.
     """
 
-    def __init__(self, run_dir: Path, update: int, total: int, keep: bool = True):
-        """Continue the records of `run_dir` after `update`: what lies beyond is cut off, as it will be done again.
+    def __init__(self, run: Run, update: int, total: int, keep: bool = True):
+        """Continue the records of `run` after `update`: what lies beyond is cut off, as it will be done again.
 
         Without `keep` nothing is recorded: another process does it.
         """
         self.total, self.first, self.begun = total, update, time.monotonic()
         if keep:
-            cut_back(run_dir / "metrics.jsonl", update)
-        self.file = open(run_dir / "metrics.jsonl" if keep else os.devnull, "a", encoding="utf-8")
-        self.tensorboard = _tensorboard(run_dir, update) if keep else None
+            run.cut_metrics(update)
+        self.file = open(run.metrics_file if keep else os.devnull, "a", encoding="utf-8")
+        self.tensorboard = _tensorboard(run.tensorboard, update) if keep else None
         self.lost = set()  # records that could not be written
         self.console = _Console()
         self.bar = Progress(
@@ -118,14 +118,14 @@ class Log:
 class _TensorBoard:
     """An event file, written at once: tensorboardX's own writer is a thread, whose errors nobody could catch."""
 
-    def __init__(self, run_dir: Path, update: int):
+    def __init__(self, folder: Path, update: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 
         self.event, self.scalar = Event, scalar
-        (run_dir / "tensorboard").mkdir(exist_ok=True)
-        self.file = EventsWriter(str(run_dir / "tensorboard" / "events"))
+        folder.mkdir(exist_ok=True)
+        self.file = EventsWriter(str(folder / "events"))
         start = SessionLog(status=SessionLog.START)  # what lies beyond this step will be done again
         self.file.write_event(Event(wall_time=time.time(), step=update + 1, session_log=start))
         self.file.flush()
@@ -142,9 +142,9 @@ class _TensorBoard:
         self.file.close()
 
 
-def _tensorboard(run_dir, update):
+def _tensorboard(folder, update):
     try:
-        return _TensorBoard(run_dir, update)
+        return _TensorBoard(folder, update)
     except ImportError:
         print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
         return None

@@ -15,7 +15,6 @@ from injury import Figures, copied, cut, files, fill, flip, judge, run, tail
 from launch import ROOT, interrupting, write_reviews
 
 import mlstm_jax
-from mlstm_jax import run as run_folder
 from mlstm_jax import unit_record
 from mlstm_jax.cli import evaluate, score, train
 from mlstm_jax.config import Config
@@ -23,6 +22,7 @@ from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
+from mlstm_jax.run import Run
 from mlstm_jax.sentiment import evaluation
 from mlstm_jax.training import checkpoint
 
@@ -59,7 +59,7 @@ def runs(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "stream", interrupting(batches.stream, 14, signal.SIGTERM))
         assert begin(folder / "stopped") == 143
-    assert run_folder.steps(folder / "stopped") == [10, 15]
+    assert Run(folder / "stopped").steps() == [10, 15]
     return folder
 
 
@@ -84,7 +84,7 @@ def test_checkpoints(runs, part, tmp_path):
         if part == "params":
             model = mlstm_jax.load(run_dir)
             return model.update, model.digest
-        state, _ = checkpoint.restore(run_dir, print)
+        state, _ = checkpoint.restore(Run(run_dir), print)
         return int(state.update), checkpoint.digest(jax.device_get(state))
 
     newest = read(copied(runs / "stopped", copy))
@@ -123,7 +123,7 @@ def test_config_of_a_run(runs, tmp_path):
 def test_metrics(runs, tmp_path):
     """A line that is damaged is left out with a word."""
     figures, copy = Figures("metrics.jsonl"), tmp_path / "run"
-    known = run_folder.read_metrics(runs / "whole")
+    known = Run(runs / "whole").read_metrics()
     copy.mkdir()
     for hurt, draw in damages(15):
         about = hurt_one(hurt, draw, [copied(runs / "whole" / "metrics.jsonl", copy / "metrics.jsonl")])
@@ -131,7 +131,7 @@ def test_metrics(runs, tmp_path):
         def right(rows, said, hurt=hurt):
             return all(row in known for row in rows) and (rows == known or bool(said) or hurt is cut)
 
-        judge(figures, about, lambda: run_folder.read_metrics(copy), right)
+        judge(figures, about, lambda: Run(copy).read_metrics(), right)
     figures.report()
 
 

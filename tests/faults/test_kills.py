@@ -12,7 +12,7 @@ from injury import Figures, end, is_traceback, run, signalled, start, tail
 from launch import ROOT, write_reviews
 
 import mlstm_jax
-from mlstm_jax import run as run_folder
+from mlstm_jax.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def training(run_dir, reviews):
 
 def last(run_dir):
     """The newest checkpoint that has been written whole; 0 where there is none."""
-    return max(run_folder.steps(run_dir), default=0)
+    return max(Run(run_dir).steps(), default=0)
 
 
 def test_training_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
