@@ -6,8 +6,8 @@ environment of its own below build/, made at the first call (0.5 GB of downloads
 ptxas, on the PATH.
 """
 
+import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,25 +52,24 @@ def planned(hardware: str, settings: str) -> dict[str, object]:
         "configs/amazon.py",
         "--plan",
         hardware,
+        "--json",
         *settings.split(),
     ]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # the same on machines that have some
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=hidden)
-    found = lambda pattern: re.search(pattern, done.stdout)
-    if not (memory := found(r"([\d.]+) GiB for an update")):
+    plan = json.loads(done.stdout or "{}")  # nothing but after an error
+    if not plan.get("memory"):
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-    kernels = {
-        way: f"{products} + {others}"
-        for way, products, others in re.findall(r"a byte (\w+): (\d+) products, (\d+) other", done.stdout)
-    }
+    memory, loops = plan["memory"], plan["time_loops"] or []
+    kernels = {loop["backward"]: f"{loop['products']} + {loop['others']}" for loop in loops}
     return {
         "hardware": hardware,
         "settings": settings,
-        "GB": f"{float(memory[1]) * 2**30 / 1e9:.2f}",
-        "forward": kernels.get("forward", "no loop"),
-        "backward": kernels.get("backward", "no loop"),
-        "of a weight's size": "none" if "that is a weight's size" not in done.stdout else "some",
-        "s": int(found(r"compiled in (\d+) seconds")[1]),
+        "GB": f"{(memory['peak_bytes'] - memory['argument_bytes']) / 1e9:.2f}",
+        "forward": kernels.get(False, "no loop"),
+        "backward": kernels.get(True, "no loop"),
+        "of a weight's size": "some" if plan["writes_weight_every_byte"] else "none",
+        "s": round(plan["compile_seconds"]),
     }
 
 

@@ -1,6 +1,7 @@
 """Planning for hardware that is not there: what the compiler says is read rightly, and the estimate adds up."""
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -76,21 +77,89 @@ def test_the_papers_epoch_costs_what_it_should():
 
 def test_below_the_ridge_the_time_loop_takes_the_time_of_reading_its_matrices():
     chip = hardware.CHIPS["h200"]
-    time = lambda batch_size: plan.estimate(replace(PAPER, batch_size=batch_size), chip, ONE, "bfloat16")["time loop"]
+    time = lambda batch_size: plan.seconds_by_part(replace(PAPER, batch_size=batch_size), chip, ONE, "bfloat16")[
+        "time_loop"
+    ]
     reading = 2 * 256 * 5 * 4096**2 * 2 / (plan.OF_BANDWIDTH * chip.bandwidth)
     assert time(16) == time(64) == pytest.approx(reading)
     assert time(1024) == pytest.approx(2 * time(512)) and time(512) > 2 * reading
 
 
+def test_what_bounds_the_time_loop_is_named():
+    chip, bound = hardware.CHIPS["h200"], lambda config: plan.estimate(config, chip, ONE, "bfloat16").time_loop_bound
+    assert (
+        bound(replace(PAPER, batch_size=16)) == "memory_bandwidth"
+        and bound(replace(PAPER, batch_size=1024)) == "compute"
+    )
+    assert bound(replace(PAPER, model=ModelConfig(hidden=64))) == "latency"
+
+
+def test_an_estimate_adds_up():
+    chip = hardware.CHIPS["v5e"]
+    found = plan.estimate(PAPER, chip, ONE | {"data": 8}, "bfloat16")
+    assert found.seconds_per_update == sum(found.seconds_by_part.values())
+    assert found.bytes_per_second * found.seconds_per_update == pytest.approx(128 * 256)
+    assert found.bytes_per_second_per_chip == pytest.approx(found.bytes_per_second / 8)
+    assert 0 < found.model_flops_utilization < 1 and found.epoch_source == "paper"
+    assert found.seconds_per_epoch == pytest.approx(plan.EPOCH / found.bytes_per_second)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A plan whose chips are this machine's devices, so that it is compiled for them."""
+    monkeypatch.setattr(plan, "_devices", lambda topology, name: jax.devices()[:1])
+    return ["--config", str(ROOT / "configs" / "tiny.py"), "--plan", "v5e:1x1"]
+
+
+def test_json_has_the_figures_that_the_words_are_made_of(here, capsys):
+    assert train.run([*here, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    size = ModelConfig(hidden=16, embed=8)
+    assert found["hidden"] == 16 and found["mesh"] == ONE and found["chips"] == 1 and found["kernels"] == "xla"
+    assert found["parameters"] == hardware.parameters(size) and found["flops_per_byte"] == hardware.flops_per_byte(size)
+    assert found["flops_per_update"] == found["flops_per_byte"] * found["batch_size"] * found["seq_length"]
+    memory = found["memory"]
+    assert memory["argument_bytes"] > 3 * 4 * found["parameters"], "parameters and Adam's moments, float32"
+    others = ("argument_bytes", "output_bytes", "temporary_bytes", "code_bytes")
+    assert memory["peak_bytes"] == sum(memory[kind] for kind in others) - memory["alias_bytes"]
+    assert found["fits"] and found["memory_used"] == memory["peak_bytes"] / found["memory_bytes"]
+    assert found["compiler_error"] is None and found["compile_seconds"] > 0 and found["largest_hidden"] is None
+    assert found["collectives"] == {"in_time_loop": {}, "once_per_update": {}}
+    assert [loop["backward"] for loop in found["time_loops"]].count(True) >= 1
+    estimate = found["estimate"]
+    assert estimate["seconds_per_update"] == sum(estimate["seconds_by_part"].values())
+
+    assert train.run(here) == 0
+    words = capsys.readouterr().out
+    assert f"{found['parameters']:,} parameters, {found['flops_per_byte']:,} floating-point operations a byte" in words
+    assert f"{estimate['bytes_per_second']:,.0f} bytes/s" in words and "it fits" in words
+    assert f"{memory['argument_bytes'] / 2**30:.2f} GiB kept" in words
+
+
+def test_json_of_an_update_that_the_compiler_refuses(here, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_update", lambda config, mesh, precision: "Ran out of memory in hbm")
+    assert train.run([*here, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and found["compiler_error"] == "Ran out of memory in hbm"
+    assert found["memory"] is found["collectives"] is found["time_loops"] is None
+    assert train.run(here) == 1
+    assert "it does not fit" in (words := capsys.readouterr().out) and words.endswith("Ran out of memory in hbm\n")
+
+
+def test_json_without_a_plan_is_refused():
+    with pytest.raises(UserError, match="--json goes with --plan"):
+        train.run(["--config", str(ROOT / "configs" / "tiny.py"), "--json"])
+
+
 def test_devices_share_the_work_and_pay_for_talking():
     chip = hardware.CHIPS["v5e"]
     many = replace(PAPER, batch_size=2048)
-    alone = plan.estimate(many, chip, ONE, "bfloat16")
-    eight = plan.estimate(many, chip, ONE | {"data": 8}, "bfloat16")
-    assert eight["time loop"] == pytest.approx(alone["time loop"] / 8) and alone["summing gradients"] == 0
-    assert eight["summing gradients"] > 0 and eight["gathering weights"] == 0
-    split = plan.estimate(many, chip, ONE | {"model": 8}, "bfloat16")
-    assert split["sums over model"] > 0 and split["time loop"] == pytest.approx(alone["time loop"] / 8)
+    alone = plan.seconds_by_part(many, chip, ONE, "bfloat16")
+    eight = plan.seconds_by_part(many, chip, ONE | {"data": 8}, "bfloat16")
+    assert eight["time_loop"] == pytest.approx(alone["time_loop"] / 8) and alone["summing_gradients"] == 0
+    assert eight["summing_gradients"] > 0 and eight["gathering_weights"] == 0
+    split = plan.seconds_by_part(many, chip, ONE | {"model": 8}, "bfloat16")
+    assert split["sums_over_model"] > 0 and split["time_loop"] == pytest.approx(alone["time_loop"] / 8)
 
 
 @pytest.mark.parametrize("units, most", [(4096, 5248), (128, 5248), (9000, 5248), (5248, 5248)])
@@ -101,9 +170,8 @@ def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch,
         hidden = config.model.hidden
         tried.append(hidden)
         need = 600 * hidden**2 + 50_000 * hidden
-        return (
-            "Ran out of memory" if need > 1.2 * chip.memory else plan.Compiled(need // 3, need - need // 3, {}, {}, [])
-        )
+        memory = plan.Memory(need, need // 3, 0, 0, need - need // 3, 0)
+        return "Ran out of memory" if need > 1.2 * chip.memory else plan.Compiled(memory, None, None)
 
     monkeypatch.setattr(plan, "compile_update", compile_update)
     config = replace(PAPER, model=ModelConfig(hidden=units))
@@ -181,15 +249,15 @@ def test_a_model_that_does_not_fit_ends_with_status_1():
 @pytest.mark.parametrize(
     "arguments, in_loop",
     [
-        (["v5e:2x4"], "none"),
-        (["v5e:2x4", "--mesh.data", "1", "--mesh.fsdp", "8"], "none"),
-        (["v6e:2x2", "--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.model", "2"], "2 x all-reduce f32[64,4096]"),
+        (["v5e:2x4"], {}),
+        (["v5e:2x4", "--mesh.data", "1", "--mesh.fsdp", "8"], {}),
+        (["v6e:2x2", "--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.model", "2"], {"all-reduce f32[64,4096]": 2}),
     ],
 )
 def test_in_the_papers_update_no_weight_moves_inside_the_time_loop(arguments, in_loop):
-    done = planned("--config", "configs/amazon.py", "--plan", *arguments)
+    done = planned("--config", "configs/amazon.py", "--json", "--plan", *arguments)
     assert done.returncode == 0, done.stderr
-    assert f"collectives in the time loop: {in_loop}\n" in done.stdout
+    assert json.loads(done.stdout)["collectives"]["in_time_loop"] == in_loop
 
 
 @needs_libtpu

@@ -118,6 +118,11 @@ def stored_config(run: Run) -> Config | None:
     return None
 
 
+def take_json(args: list[str]) -> tuple[bool, list[str]]:
+    """Whether --json is on a command line, and the rest; it is no field of a Config, as a run knows nothing of it."""
+    return "--json" in args, [arg for arg in args if arg != "--json"]
+
+
 def _without(args: list[str], flag: str) -> list[str]:
     """The command line less one flag and its value."""
     rest, skip = [], False

@@ -19,11 +19,14 @@ from mlstm_jax.text import log
 def run(args: list[str]) -> int:
     """Train, or resume, the run that the command line describes. Returns the exit status."""
     raise_file_limit()
+    as_json, args = arguments.take_json(args)
     config, old = arguments.from_command_line(args, arguments.stored_config)
     if config.plan:
-        from mlstm_jax.planning import plan
+        from mlstm_jax.cli import plan
 
-        return plan.plan(config)
+        return plan.run(config, as_json)
+    if as_json:
+        raise UserError("--json goes with --plan")
     run = Run(Path(config.run_dir))
     check_folder(run, config, is_new=old is None)
     config = find_data(config, old)

@@ -1,41 +1,116 @@
-"""Planning: the real update, compiled ahead of time for hardware that is not there, and what it needs and takes.
+"""Planning: the update compiled ahead of time for hardware that is not there, its memory, and its estimated speed.
 
-Memory and collectives are the compiler's word. The rate is an estimate; `estimate` says what it supposes.
+Memory and collectives are the compiler's word. The rate is an estimate; `seconds_by_part` says what it supposes.
 """
 
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from mlstm_jax.config import Config
+from mlstm_jax.config import Config, Precision
 from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import CHIPS, Chip, chip_of, flops_per_byte, parameters
 from mlstm_jax.planning.hlo import Loop, collectives, elements, time_loops
 from mlstm_jax.planning.topology import _devices
 
-# What `estimate` supposes: the parts of a chip's published figures that are reached, the time of a collective besides
+# What the estimate supposes: the parts of a chip's published figures that are reached, the time of a collective besides
 # that of its bytes, and the bytes of the paper's data.
 OF_PEAK, OF_BANDWIDTH, LATENCY, EPOCH = 0.6, 0.8, 5e-6, 38.8e9
 
 
+class Memory(NamedTuple):
+    """Bytes of one update on each chip, as the compiler counts them."""
+
+    peak_bytes: int  # arguments, temporaries and code, and outputs that take no argument's place
+    argument_bytes: int  # parameters, Adam's moments, the carried state, the batch
+    output_bytes: int
+    alias_bytes: int  # of the outputs, those that take an argument's place
+    temporary_bytes: int
+    code_bytes: int
+
+
+class Collectives(NamedTuple):
+    """Collectives of one update, "all-reduce f32[64,4096]" -> how many."""
+
+    in_time_loop: dict[str, int]  # in the bodies of loops
+    once_per_update: dict[str, int]
+
+
 class Compiled(NamedTuple):
-    """What the compiler says of one update, for each chip."""
+    """What the compiler says of one update; only its memory where the program cannot be read."""
 
-    kept: int  # bytes of parameters, moments, carried state and the batch
-    temporary: int  # bytes besides, for results of the update and the program
-    in_loop: Counter  # collectives in the bodies of loops, "all-reduce f32[64,4096]" -> how many
-    outside: Counter
-    loops: list[Loop]
+    memory: Memory
+    collectives: Collectives | None
+    time_loops: list[Loop] | None
 
 
-def plan(config: Config) -> int:
-    """Print what `config` needs and takes on `config.plan`, as "v5e:2x4" or "h200"; 1 where it does not fit, else 0.
+class TimeLoop(NamedTuple):
+    """The fastest that a step of the time loop can be, in seconds, for each thing that may bound it."""
 
-    Raises UserError for hardware that is unknown or cannot be compiled for here, or a mesh that does not fit it.
+    compute: float
+    memory_bandwidth: float
+    latency: float
+
+    @property
+    def bound(self) -> str:
+        """The name of what bounds it."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+
+class Estimate(NamedTuple):
+    """The speed of training, estimated."""
+
+    seconds_per_update: float
+    seconds_by_part: dict[str, float]
+    time_loop_bound: str  # compute, memory_bandwidth or latency
+    bytes_per_second: float
+    bytes_per_second_per_chip: float
+    model_flops_utilization: float
+    epoch_bytes: int
+    epoch_source: str  # the prepared folder, or "paper"
+    seconds_per_epoch: float
+
+
+class Plan(NamedTuple):
+    """All figures of a plan. `to_json` gives them as plain values, under these names."""
+
+    hardware: str
+    chip: str
+    chips: int
+    mesh: dict[str, int]
+    hidden: int
+    batch_size: int
+    seq_length: int
+    precision: Precision
+    kernels: Literal["xla", "pallas"]
+    kernels_reason: str | None  # why it is not pallas, where that was asked for
+    parameters: int
+    flops_per_byte: int
+    flops_per_update: int
+    peak_flops_per_second: float  # of a chip, as are the next three
+    memory_bytes: float
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    compile_seconds: float
+    fits: bool
+    memory_used: float | None  # the peak, as a part of a chip's memory
+    compiler_error: str | None  # the compiler's words where it has not memory enough; the next four are None then
+    memory: Memory | None
+    collectives: Collectives | None  # None, too, where this libtpu is newer than jax
+    time_loops: list[Loop] | None
+    writes_weight_every_byte: bool | None  # whether any step of these writes an array of a weight's size
+    estimate: Estimate
+    largest_hidden: int | None  # with --largest
+
+
+def plan(config: Config, progress: Callable[[str], None] = lambda line: None) -> Plan:
+    """The memory and the speed of an update of `config` on the hardware `config.plan`, as "v5e:2x4" or "h200".
+
+    `progress` is called with a line before each compilation. Raises UserError for hardware that is unknown or cannot be
+    compiled for here, or a mesh that does not fit it.
     """
     name = config.plan.partition(":")[0].lower()
     if name not in CHIPS:
@@ -43,28 +118,64 @@ def plan(config: Config) -> int:
     chip, devices = CHIPS[name], _devices(config.plan, name)
     precision = "bfloat16" if config.precision == "auto" else config.precision
 
+    from mlstm_jax.model import kernels
     from mlstm_jax.training import sharding
 
     mesh = sharding.make(config, devices)
     sharding.require_units(config.model.hidden, mesh)
-    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"{len(devices)} x {chip.kind} ({axes}): {config.model.hidden} units, {precision}, {config.batch_size} rows")
-    for line in _loops(config, mesh, precision):
-        print(line)
+    loops, reason = kernels.choose(config, mesh, precision)
+    progress(f"compiling an update of {config.model.hidden:,} units for {len(devices)} x {chip.kind}")
     begun = time.monotonic()
     compiled = compile_update(config, mesh, precision)
-    print(f"one update compiled in {time.monotonic() - begun:.0f} seconds")
-    fits = isinstance(compiled, Compiled) and compiled.kept + compiled.temporary <= chip.memory
-    for line in _report(config, chip, dict(mesh.shape), precision, compiled, fits):
-        print(line)
-    if config.largest:
-        print(f"the most units that fit: {largest(config, chip, mesh, precision):,}")
-    return 0 if fits else 1
+    compile_seconds = time.monotonic() - begun
+    error = compiled if isinstance(compiled, str) else None
+    memory, found, steps = (None, None, None) if isinstance(compiled, str) else compiled
+    per_byte, size = flops_per_byte(config.model), (config.model.hidden, mesh.shape["model"])
+    return Plan(
+        hardware=config.plan,
+        chip=chip.kind,
+        chips=len(devices),
+        mesh=dict(mesh.shape),
+        hidden=config.model.hidden,
+        batch_size=config.batch_size,
+        seq_length=config.seq_length,
+        precision=precision,
+        kernels="pallas" if loops else "xla",
+        kernels_reason=reason,
+        parameters=parameters(config.model),
+        flops_per_byte=per_byte,
+        flops_per_update=per_byte * config.batch_size * config.seq_length,
+        peak_flops_per_second=chip.flops,
+        memory_bytes=chip.memory,
+        memory_bytes_per_second=chip.bandwidth,
+        link_bytes_per_second=chip.link,
+        compile_seconds=compile_seconds,
+        fits=peak_bytes(compiled) <= chip.memory,
+        memory_used=memory.peak_bytes / chip.memory if memory else None,
+        compiler_error=error,
+        memory=memory,
+        collectives=found,
+        time_loops=steps,
+        writes_weight_every_byte=None if steps is None else any(writes_weight(s, *size) for s in steps),
+        estimate=estimate(config, chip, dict(mesh.shape), precision),
+        largest_hidden=largest(config, chip, mesh, precision, progress) if config.largest else None,
+    )
+
+
+def to_json(figures: Any) -> Any:
+    """NamedTuples, and those in them, as plain values for JSON."""
+    if hasattr(figures, "_asdict"):
+        figures = figures._asdict()
+    if isinstance(figures, dict):
+        return {name: to_json(value) for name, value in figures.items()}
+    return [to_json(value) for value in figures] if isinstance(figures, list) else figures
 
 
 def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterator[str]:
     """What a run says of itself before it begins: devices, what lives where, how much is to be done."""
     import jax
+
+    from mlstm_jax.model import kernels
 
     device, sizes = jax.devices()[0], ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -75,7 +186,8 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
         f"{config.model.hidden} units, {parameters(config.model):,} parameters, {precision}; "
         f"with Adam's moments {here / 1e6:,.1f} MB a device; {batch_size} of {config.batch_size} rows a device"
     )
-    yield from _loops(config, mesh, precision)
+    loops, reason = kernels.choose(config, mesh, precision)
+    yield from describe_kernels("pallas" if loops else "xla", reason)
     per_byte = flops_per_byte(config.model)
     total = per_byte * config.batch_size * config.seq_length * updates
     yield f"{per_byte:,} floating-point operations a byte, {total:.2g} in {updates:,} updates"
@@ -91,11 +203,9 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
         )
 
 
-def _loops(config, mesh, precision):
-    from mlstm_jax.model import kernels
-
-    loops, reason = kernels.choose(config, mesh, precision)
-    if loops:
+def describe_kernels(kernels: str, reason: str | None) -> Iterator[str]:
+    """A line where the time loops are not XLA's, or not those that were asked for."""
+    if kernels == "pallas":
         yield "time loops: kernels of our own, in Pallas; any estimate is of the plain ones"
     if reason:
         yield f"time loops: the plain ones instead of pallas: {reason}"
@@ -117,53 +227,106 @@ def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
         line = str(error).partition("\n")[0]
         return line[max(0, line.find("Ran out")) :]
     use = step.memory_analysis()
-    temporary = use.temp_size_in_bytes + use.output_size_in_bytes - use.alias_size_in_bytes
+    outputs = use.output_size_in_bytes - use.alias_size_in_bytes
+    memory = Memory(
+        peak_bytes=use.argument_size_in_bytes + use.temp_size_in_bytes + outputs + use.generated_code_size_in_bytes,
+        argument_bytes=use.argument_size_in_bytes,
+        output_bytes=use.output_size_in_bytes,
+        alias_bytes=use.alias_size_in_bytes,
+        temporary_bytes=use.temp_size_in_bytes,
+        code_bytes=use.generated_code_size_in_bytes,
+    )
     try:
         hlo = step.as_text()
-        in_loop, outside, loops = *collectives(hlo), time_loops(hlo)
     except jax.errors.JaxRuntimeError:  # a libtpu that is newer than jax
-        in_loop = outside = loops = None
-    return Compiled(use.argument_size_in_bytes, temporary + use.generated_code_size_in_bytes, in_loop, outside, loops)
+        return Compiled(memory, None, None)
+    return Compiled(memory, Collectives(*map(dict, collectives(hlo))), time_loops(hlo))
 
 
-def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> dict[str, float]:
+def writes_weight(loop: Loop, hidden: int, parts: int) -> bool:
+    """Whether a step writes an array of the size of a weight matrix, of which each chip has one of so many parts."""
+    return any(elements(array) >= hidden**2 / parts for array in loop.written)
+
+
+def peak_bytes(compiled: Compiled | str) -> float:
+    """The most memory that an update has on a chip, in bytes; infinite where the compiler refused it."""
+    return math.inf if isinstance(compiled, str) else compiled.memory.peak_bytes
+
+
+def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> Estimate:
+    """The speed of training on a mesh of these axes."""
+    parts, chips = seconds_by_part(config, chip, axes, precision), math.prod(axes.values())
+    seconds = sum(parts.values())
+    rate = config.batch_size * config.seq_length / seconds
+    size, source = _epoch(config)
+    return Estimate(
+        seconds_per_update=seconds,
+        seconds_by_part=parts,
+        time_loop_bound=time_loop(config, chip, axes, precision).bound,
+        bytes_per_second=rate,
+        bytes_per_second_per_chip=rate / chips,
+        model_flops_utilization=rate * flops_per_byte(config.model) / chips / chip.flops,
+        epoch_bytes=size,
+        epoch_source=source,
+        seconds_per_epoch=size / rate,
+    )
+
+
+def time_loop(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> TimeLoop:
+    """What bounds a step of the time loop, for one group of the batch: its products, its matrices, or its start."""
+    matrices, width = 5 * config.model.hidden**2 / axes["model"], _width(precision)
+    together = config.batch_size / (axes["data"] * axes["fsdp"]) / config.grad_accumulation
+    return TimeLoop(
+        compute=2 * matrices * together / _rate(chip, precision),
+        memory_bandwidth=matrices * width / (OF_BANDWIDTH * chip.bandwidth),
+        latency=LATENCY,
+    )
+
+
+def _width(precision):
+    return 2 if precision == "bfloat16" else 4
+
+
+def _rate(chip, precision):
+    return OF_PEAK * chip.flops * (1 if precision == "bfloat16" else 0.5)
+
+
+def seconds_by_part(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> dict[str, float]:
     """Seconds of one update, part by part.
 
     Products run at OF_PEAK of the chip's rate, but a step of the time loop, forward or backward, not faster than its
     matrices are read, at OF_BANDWIDTH, nor than LATENCY. A collective takes LATENCY and the time of its bytes on the
     chip's links, and nothing is hidden behind anything else.
     """
-    hidden, width = config.model.hidden, 2 if precision == "bfloat16" else 4
-    rate = OF_PEAK * chip.flops * (1 if width == 2 else 0.5)
+    hidden, width, rate = config.model.hidden, _width(precision), _rate(chip, precision)
     spread, parts = axes["data"] * axes["fsdp"], axes["model"]
     batch_size, matrices = config.batch_size / spread, 5 * hidden**2 / parts
     together = batch_size / config.grad_accumulation
     ring = lambda n, size: (n - 1) / n * size / chip.link + LATENCY if n > 1 else 0.0
-    step = max(2 * matrices * together / rate, matrices * width / (OF_BANDWIDTH * chip.bandwidth), LATENCY)
+    step = max(time_loop(config, chip, axes, precision))
     steps = 2 * config.seq_length * config.grad_accumulation
     weights = (5 * hidden**2 + 1280 * hidden) / parts  # with the two tables and the read-out
     large = (4 if config.remat_every else 2) * matrices + 1536 * hidden / parts
     return {
-        "time loop": steps * step,
-        "sums over model": steps * 2 * ring(parts, 4 * together * hidden),
-        "weight gradients and read-out": config.seq_length * batch_size * large / rate,
-        "gathering weights": ring(axes["fsdp"], width * weights),
-        "summing gradients": 2 * ring(spread, 4 * weights),
-        "Adam": 7 * 4 * parameters(config.model) / (axes["fsdp"] * parts) / (OF_BANDWIDTH * chip.bandwidth),
+        "time_loop": steps * step,
+        "sums_over_model": steps * 2 * ring(parts, 4 * together * hidden),
+        "weight_gradients_and_readout": config.seq_length * batch_size * large / rate,
+        "gathering_weights": ring(axes["fsdp"], width * weights),
+        "summing_gradients": 2 * ring(spread, 4 * weights),
+        "adam": 7 * 4 * parameters(config.model) / (axes["fsdp"] * parts) / (OF_BANDWIDTH * chip.bandwidth),
     }
 
 
-def largest(config: Config, chip: Chip, mesh, precision: str) -> int:
+def largest(
+    config: Config, chip: Chip, mesh, precision: str, progress: Callable[[str], None] = lambda line: None
+) -> int:
     """The most units, in steps of 128, with which an update fits; found by compiling it."""
     step = math.lcm(128, mesh.shape["fsdp"] * mesh.shape["model"])
 
     def need(units):
         trial = replace(config, model=replace(config.model, hidden=units * step))
-        compiled = compile_update(trial, mesh, precision)
-        size = math.inf if isinstance(compiled, str) else compiled.kept + compiled.temporary
-        print(
-            f"  {units * step:,} units: {'too much' if size > chip.memory else f'{size / 2**30:.1f} GiB'}", flush=True
-        )
+        size = peak_bytes(compile_update(trial, mesh, precision))
+        progress(f"  {units * step:,} units: {'too much' if size > chip.memory else f'{size / 2**30:.1f} GiB'}")
         return size
 
     fits, size, fails = 0, 0.0, None
@@ -179,54 +342,10 @@ def largest(config: Config, chip: Chip, mesh, precision: str) -> int:
     return fits * step
 
 
-def _report(config, chip, axes, precision, compiled, fits):
-    gib = lambda size: f"{size / 2**30:.2f} GiB"
-    per_byte = flops_per_byte(config.model)
-    yield f"{parameters(config.model):,} parameters, {per_byte:,} floating-point operations a byte"
-    advice = (
-        "it fits"
-        if fits
-        else "it does not fit; --remat-every, more --grad-accumulation or chips along --mesh.fsdp take less"
-    )
-    if isinstance(compiled, str):
-        yield f"{advice}: {compiled}"
-        return
-    need = compiled.kept + compiled.temporary
-    yield f"memory a chip: {gib(compiled.kept)} kept, {gib(compiled.temporary)} for an update, of {gib(chip.memory)}"
-    yield f"{advice}: {need / chip.memory:.0%} of a chip's memory"
-    if compiled.in_loop is None:
-        yield "collectives: this libtpu is newer than jax, so that the program cannot be read; pip install 'jax[tpu]'"
-    else:
-        for where, found in (("in the time loop", compiled.in_loop), ("once an update", compiled.outside)):
-            ranked = sorted(found, key=lambda what: -elements(what))
-            listed = "; ".join(f"{found[what]} x {what}" if found[what] > 1 else what for what in ranked[:6])
-            more = f" and {len(ranked) - 6} smaller ones" if len(ranked) > 6 else ""
-            yield f"collectives {where}: {listed or 'none'}{more}"
-    for loop in compiled.loops or []:
-        way, ranked = "backward" if loop.backward else "forward", sorted(loop.written, key=lambda what: -elements(what))
-        listed = ", ".join(f"{loop.written[what]} x {what}" for what in ranked)
-        large = elements(ranked[0]) >= config.model.hidden**2 / axes["model"]
-        yield f"a byte {way}: {loop.products} products, {loop.others} other kernels, which write {listed}"
-        yield "warning: that is a weight's size at every byte" if large else "none is of a weight's size"
-    parts = estimate(config, chip, axes, precision)
-    seconds, chips = sum(parts.values()), math.prod(axes.values())
-    rate = config.batch_size * config.seq_length / seconds
-    size, whose = _epoch(config)
-    used = rate * per_byte / chips / chip.flops
-    yield "estimate of one update: " + ", ".join(f"{what} {s * 1e3:.1f} ms" for what, s in parts.items() if s)
-    yield f"{rate:,.0f} bytes/s, {rate / chips:,.0f} a chip, {used:.0%} of its peak"
-    yield f"{size / rate / 3600:,.1f} hours for {whose} {size:,.0f} bytes"
-    yield (
-        f"supposed: {OF_PEAK:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s in products, {OF_BANDWIDTH:.0%} of "
-        f"{chip.bandwidth / 1e9:,.0f} GB/s where matrices are read at every byte, {LATENCY * 1e6:.0f} microseconds and "
-        f"{chip.link / 1e9:,.0f} GB/s for a collective, the former for any step, nothing hidden behind anything else"
-    )
-
-
 def _epoch(config):
     """The bytes of one epoch, and whose they are: the prepared folder's, or where there is none, the paper's."""
     if (Path(config.data) / "manifest.json").is_file():
         from mlstm_jax.corpus import shards
 
-        return sum(part.bytes for part in shards.load(Path(config.data))[:-2]) * config.epochs, f"{config.data}'s"
-    return EPOCH, "the paper's"
+        return sum(part.bytes for part in shards.load(Path(config.data))[:-2]) * config.epochs, config.data
+    return int(EPOCH), "paper"
