@@ -29,7 +29,7 @@ from mlstm_jax.model import cell, parameters
 from mlstm_jax.model.cell import State
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.training import updates
-from mlstm_jax.training.updates import Metrics, TrainState
+from mlstm_jax.training.updates import TrainState
 
 try:
     import torch
@@ -46,7 +46,7 @@ Update = Callable[[np.ndarray], tuple[float, float]]  # one update on a batch: t
 # JAX: ours and plain
 
 
-def ours(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def ours(state: TrainState, batch: Batch) -> updates.Update:
     """The update that train.py does."""
     return updates.train_step(state, batch, False, RATE, clip_norm=CLIP, precision="float32")
 
@@ -73,11 +73,12 @@ def plain_loss(params: Params, batch: Batch, carry: State, rows_first: bool) -> 
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(), carry
 
 
-def plain(state: TrainState, batch: Batch, rows_first: bool = False) -> tuple[TrainState, Metrics]:
+def plain(state: TrainState, batch: Batch, rows_first: bool = False) -> updates.Update:
     """updates.train_step with `plain_loss`."""
     differentiate = jax.value_and_grad(plain_loss, has_aux=True)
-    (nats, carry), gradient = differentiate(state.params, batch, state.carry, rows_first)
-    return updates.apply_gradient(state, gradient, nats, carry, RATE, clip_norm=CLIP)
+    (nats, carry), slopes = differentiate(state.params, batch, state.carry, rows_first)
+    gradient = updates.Gradient(nats, carry, slopes)
+    return updates.apply_gradient(state, gradient, RATE, clip_norm=CLIP)
 
 
 def jax_update(step: Callable, params: Params, batch_size: int) -> Update:
@@ -87,8 +88,9 @@ def jax_update(step: Callable, params: Params, batch_size: int) -> Update:
 
     def update(batch):
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, batch))
-        return float(metrics["bits_per_byte"]) * updates.LOG2, float(metrics["gradient_norm"])
+        found = jax.block_until_ready(step(state, batch))
+        state = found.state
+        return float(found.metrics["bits_per_byte"]) * updates.LOG2, float(found.metrics["gradient_norm"])
 
     return update
 

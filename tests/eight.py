@@ -54,7 +54,7 @@ def placed(rows, mesh):
 def some_updates(shape, groups=1, precision="float32"):
     """The losses of 20 updates, the compiled program, and what it was asked to gather."""
     mesh = mesh_on(shape)
-    places = (updates.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
+    places = updates.Update(updates.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
     step = partial(updates.train_step, clip_norm=1.0, precision=precision, mesh=mesh, groups=groups)
     step = jax.jit(step, out_shardings=places, donate_argnames="state")
     state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
@@ -64,8 +64,9 @@ def some_updates(shape, groups=1, precision="float32"):
         if not compiled:
             lowered = step.lower(*given)
             compiled = lowered.compile()
-        state, metrics = compiled(*given)
-        losses.append(float(metrics["bits_per_byte"]))  # waits: steps that overlap may hang on older jax
+        update = compiled(*given)
+        state = update.state
+        losses.append(float(update.metrics["bits_per_byte"]))  # waits: steps that overlap may hang on older jax
     gathered = re.findall(r"stablehlo.all_gather.*-> tensor<(\S+)>", lowered.as_text())
     return {"losses": losses, "program": compiled.as_text(), "gathered": gathered}
 
@@ -117,7 +118,7 @@ def gradients():
         mesh, state = mesh_on(shape), state_on(shape)
         here = jax.device_put(carry, NamedSharding(mesh, P(sharding.BATCH, "model")))
         slopes = jax.jit(partial(updates.gradient, precision="float32", mesh=mesh))
-        found.append(jax.device_get(slopes(state.params, placed(rows, mesh), here)[2]))
+        found.append(jax.device_get(slopes(state.params, placed(rows, mesh), here).slopes))
     one, many = found
     return {name: float(np.abs(many[name] - one[name]).max() / np.abs(one[name]).max()) for name in one}
 

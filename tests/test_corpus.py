@@ -59,7 +59,7 @@ def test_the_batches_of_a_row_are_the_contiguous_bytes_of_its_shard(stream):
     shards, batch_size, seq_length = stream
     batches, position = Batches(*stream), 0
     for shard, count in zip(shards, batches.counts.tolist(), strict=True):
-        cut = [batches.at(position + i)[0] for i in range(count)]
+        cut = [batches.at(position + i).rows for i in range(count)]
         for row in range(batch_size):
             start, end = row * count * seq_length, (row + 1) * count * seq_length
             inputs = np.concatenate([w[row, :-1] for w in cut])
@@ -75,7 +75,7 @@ def test_the_batches_of_a_row_are_the_contiguous_bytes_of_its_shard(stream):
 def test_every_byte_is_read_once_or_counted_as_unused(stream):
     shards, batch_size, seq_length = stream
     batches = Batches(*stream)
-    read = sum(batches.at(p)[0][:, :-1].size for p in range(len(batches)))
+    read = sum(batches.at(p).rows[:, :-1].size for p in range(len(batches)))
     assert read + batches.unused == sum(map(len, shards))
     for count, shard in zip(batches.counts, shards, strict=True):
         rest = len(shard) - count * batch_size * seq_length
@@ -88,7 +88,7 @@ def test_a_batch_depends_on_its_position_alone_and_comes_back_every_pass(stream,
     batches, again = Batches(*stream), Batches(*stream)
     again.at(position + 1)
     for other in (again.at(position), batches.at(position + len(batches)), batches.at(position % len(batches))):
-        assert (batches.at(position)[0] == other[0]).all() and batches.at(position)[1] == other[1]
+        assert (batches.at(position).rows == other.rows).all() and batches.at(position).fresh == other.fresh
 
 
 @unhurried
@@ -97,7 +97,7 @@ def test_a_state_is_fresh_exactly_where_a_shard_begins(stream):
     shards, batch_size, seq_length = stream
     batches = Batches(*stream)
     starts = {int(sum(batches.counts[:i])) for i in range(len(shards))}
-    assert {p for p in range(2 * len(batches)) if batches.at(p)[1]} == starts | {s + len(batches) for s in starts}
+    assert {p for p in range(2 * len(batches)) if batches.at(p).fresh} == starts | {s + len(batches) for s in starts}
 
 
 @unhurried
@@ -110,15 +110,15 @@ def test_a_mapped_file_gives_the_same_batches(folder, stream):
         mapped.append(np.memmap(folder / f"{number}.bin", np.uint8, "r"))
     batches, expected = Batches(mapped, batch_size, seq_length), Batches(*stream)
     for p in range(len(expected)):
-        assert (batches.at(p)[0] == expected.at(p)[0]).all()
-    (scored, _), (wanted, _) = next(scoring_batches(mapped[0], 2, 3)), next(scoring_batches(shards[0], 2, 3))
-    assert (scored == wanted).all()
+        assert (batches.at(p).rows == expected.at(p).rows).all()
+    scored, wanted = next(scoring_batches(mapped[0], 2, 3)), next(scoring_batches(shards[0], 2, 3))
+    assert (scored.rows == wanted.rows).all() and (scored.inside == wanted.inside).all()
 
 
 def test_batches_are_bytes():
-    batch, fresh = Batches([np.arange(9, dtype=np.uint8)], 2, 2).at(0)
-    assert batch.dtype == np.uint8 and fresh is True
-    assert batch.tolist() == [[0, 1, 2], [4, 5, 6]]
+    batch = Batches([np.arange(9, dtype=np.uint8)], 2, 2).at(0)
+    assert batch.rows.dtype == np.uint8 and batch.fresh is True
+    assert batch.rows.tolist() == [[0, 1, 2], [4, 5, 6]]
 
 
 def test_too_few_bytes_for_one_batch_are_refused_with_the_numbers():
@@ -136,7 +136,8 @@ def test_too_few_bytes_for_one_batch_are_refused_with_the_numbers():
 def test_scoring_takes_every_byte_but_the_first_as_a_target_once(size, batch_size, seq_length):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     inputs, targets = [[] for _ in range(batch_size)], [[] for _ in range(batch_size)]
-    for cut, inside in scoring_batches(data, batch_size, seq_length):
+    for batch in scoring_batches(data, batch_size, seq_length):
+        cut, inside = batch.rows, batch.inside
         assert cut.shape == (batch_size, seq_length + 1) and inside.shape == (batch_size, seq_length)
         for row in range(batch_size):
             inputs[row] += cut[row, :-1][inside[row]].tolist()
@@ -150,7 +151,8 @@ def test_scoring_takes_every_byte_but_the_first_as_a_target_once(size, batch_siz
 def test_a_scored_row_is_read_without_a_gap(size, batch_size, seq_length):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     before = None
-    for cut, inside in scoring_batches(data, batch_size, seq_length):
+    for batch in scoring_batches(data, batch_size, seq_length):
+        cut, inside = batch.rows, batch.inside
         assert all((np.diff(row.astype(int)) <= 0).all() for row in inside)  # the mask only ever ends
         if before is not None:
             last, counted = before

@@ -673,7 +673,7 @@ def test_a_corpus_of_more_shards_than_files_may_be_open_is_read(reviews, tmp_pat
         corpus = build(Config(data=str(tmp_path / "out")))
         cut = batches.Batches(corpus.train, batch_size=2, seq_length=8)
         found = batches.stream(cut, 0, corpus.check)
-        taken = np.concatenate([next(found)[0][:, :-1].ravel() for _ in range(len(cut))])
+        taken = np.concatenate([next(found).rows[:, :-1].ravel() for _ in range(len(cut))])
         found.close()
     assert len(taken) + cut.unused == sum(path.stat().st_size for path in (tmp_path / "out").glob("train-*.bin"))
 
@@ -691,9 +691,8 @@ def test_the_stream_is_the_batches_in_their_order_and_raises_what_the_check_rais
     cut, checked = batches.Batches(data, batch_size=4, seq_length=16), []
     found = batches.stream(cut, 5, checked.append)
     for position in range(5, 60):
-        batch, fresh = next(found)
-        expected, expected_fresh = cut.at(position)
-        assert (batch == expected).all() and fresh == expected_fresh
+        batch, expected = next(found), cut.at(position)
+        assert (batch.rows == expected.rows).all() and batch.fresh == expected.fresh
     found.close()
     assert checked[:4] == [0, 1, 2, 0]
 

@@ -325,12 +325,12 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     state = updates.init_state(params, batch_size=2)
     state = state._replace(carry=tuple(jnp.full_like(s, jnp.nan) for s in state.carry))
     batch = jnp.zeros((2, 5), jnp.uint8)
-    after, metrics = train_step(state, batch, False, 0.1)
+    after = train_step(state, batch, False, 0.1).state
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert (int(after.update), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
     assert not np.any(after.carry), "the rows start afresh, or they would never recover"
-    again, _ = train_step(after, batch, False, 0.1)
+    again = train_step(after, batch, False, 0.1).state
     assert int(again.skipped_in_a_row) == 0 and np.any(again.params["wh"] != params["wh"])
 
 
@@ -340,7 +340,7 @@ def test_moments_that_are_not_finite_are_not_trained_on(value):
     state = updates.init_state(parameters.init(ModelConfig(hidden=8, embed=4), 0), batch_size=2)
     nu = state.moments.nu | {"b": state.moments.nu["b"].at[0].set(value)}
     broken = state._replace(moments=state.moments._replace(nu=nu))
-    after, _ = train_step(broken, jnp.arange(10, dtype=jnp.uint8).reshape(2, 5), False, 0.1)
+    after = train_step(broken, jnp.arange(10, dtype=jnp.uint8).reshape(2, 5), False, 0.1).state
     assert int(after.skipped_in_a_row) == 1
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (broken, after)), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -368,7 +368,7 @@ def test_the_state_starts_from_zero_at_a_shards_start():
     state = updates.init_state(params, batch_size=2)
     carried = state._replace(carry=tuple(jnp.ones_like(s) for s in state.carry))
     batch = jnp.arange(10, dtype=jnp.uint8).reshape(2, 5)
-    step = lambda state, fresh: train_step(state, batch, fresh, 0.1)[1]
+    step = lambda state, fresh: train_step(state, batch, fresh, 0.1).metrics
     assert step(carried, True)["bits_per_byte"] == step(state, False)["bits_per_byte"]
     assert step(carried, False)["bits_per_byte"] != step(state, False)["bits_per_byte"]
 

@@ -4,6 +4,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -11,6 +12,20 @@ from jaxtyping import Bool, Int, UInt8
 from mlstm_jax.errors import UserError
 
 Bytes = UInt8[np.ndarray, "bytes"]
+
+
+class Batch(NamedTuple):
+    """Bytes of one update."""
+
+    rows: UInt8[np.ndarray, "own seq_plus_one"]
+    fresh: bool  # a shard begins here, where the state starts from zero
+
+
+class ScoringBatch(NamedTuple):
+    """Bytes to be scored."""
+
+    rows: UInt8[np.ndarray, "batch seq_plus_one"]
+    inside: Bool[np.ndarray, "batch seq"]  # the targets that count
 
 
 class Batches:
@@ -46,15 +61,16 @@ class Batches:
         """Bytes at the shards' ends that fill no batch."""
         return self.bytes - len(self) * self.batch_size * self.seq_length
 
-    def at(
-        self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)
-    ) -> tuple[UInt8[np.ndarray, "own {self.seq_length}+1"], bool]:
+    def at(self, position: int, own: Int[np.ndarray, "own"] | slice = slice(None)) -> Batch:
         """Batch number `position`, and whether a shard begins there, where the state starts from zero.
 
         Only the rows named in `own` are read.
         """
         number = self.shard(position)
         place = position % len(self) - int(self.ends[number] - self.counts[number])
+        return Batch(self._rows(number, place, own), fresh=place == 0)
+
+    def _rows(self, number: int, place: int, own) -> UInt8[np.ndarray, "own {self.seq_length}+1"]:
         row_bytes = int(self.counts[number]) * self.seq_length
         rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
             self.shards[number][place * self.seq_length :],
@@ -62,7 +78,7 @@ class Batches:
             (row_bytes, 1),
             writeable=False,
         )
-        return np.array(rows[own]), place == 0
+        return np.array(rows[own])
 
     def shard(self, position: int) -> int:
         """The number of the shard that batch `position` lies in."""
@@ -75,7 +91,7 @@ def stream(
     check: Callable[[int], None] = lambda shard: None,
     own: Int[np.ndarray, "own"] | slice = slice(None),
     ahead: int = 8,
-) -> Iterator[tuple[UInt8[np.ndarray, "own seq_plus_one"], bool]]:
+) -> Iterator[Batch]:
     """Batches from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
 
     Of every batch only the rows named in `own`, a process's own ones, are read. `check(shard)` is called before the
@@ -113,9 +129,7 @@ def stream(
         stop.set()
 
 
-def scoring_batches(
-    data: Bytes, batch_size: int, seq_length: int
-) -> Iterator[tuple[UInt8[np.ndarray, "batch seq_plus_one"], Bool[np.ndarray, "batch seq"]]]:
+def scoring_batches(data: Bytes, batch_size: int, seq_length: int) -> Iterator[ScoringBatch]:
     """All of `data` in a fixed number of rows, batch by batch, with a mask of the targets that count.
 
     A row reads on into the next row's first byte, so that every byte but the first of `data` is a target once
@@ -129,4 +143,4 @@ def scoring_batches(
     for place in range(0, row_bytes, seq_length):
         offsets = place + np.arange(seq_length + 1)
         inside = (offsets[:-1] < row_bytes) & (starts + offsets[:-1] < targets)
-        yield padded[starts + offsets], inside
+        yield ScoringBatch(padded[starts + offsets], inside)

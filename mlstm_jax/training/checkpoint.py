@@ -380,7 +380,7 @@ def _load(step_dir, names, mesh):
         except TypeError as error:
             raise UserError(f"{step_dir} was written by a newer version of this program ({error})") from None
         mesh = mesh or sharding.one_device()
-        state, *_ = updates.shapes(config, mesh)
+        state = updates.shapes(config, mesh).state
         carry = "carry" if "batch_size" in meta["config"] else "lanes"  # as version 0.1.0 called it
         abstract = dict(zip(("params", "train"), _parts(state, carry), strict=True))
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}

@@ -35,6 +35,37 @@ class TrainState(NamedTuple):
     skipped_in_a_row: Int[Array, ""]
 
 
+class Loss(NamedTuple):
+    """What a batch costs, and the state after it."""
+
+    nats: Float[Array, ""]  # mean of all next bytes
+    carry: State
+
+
+class Gradient(NamedTuple):
+    """The gradient of a batch's loss, with what was found on the way."""
+
+    nats: Float[Array, ""]
+    carry: State  # after the batch
+    slopes: Params  # by the parameter, or on the way by the weight; float32
+
+
+class Update(NamedTuple):
+    """What an update gives."""
+
+    state: TrainState
+    metrics: Metrics
+
+
+class Inputs(NamedTuple):
+    """What `jitted` takes, in its order."""
+
+    state: TrainState
+    batch: UInt8[Array, "batch seq_plus_one"]
+    fresh: Bool[Array, ""]
+    rate: Float[Array, ""]
+
+
 def init_state(params: Params, batch_size: int) -> TrainState:
     """The state before the first update."""
     hidden = params["wmh"].shape[0]
@@ -84,13 +115,13 @@ def loss(
     precision: str | None = None,
     axis: str | None = None,
     unroll: Callable = unroll,
-) -> tuple[Float[Array, ""], State]:
+) -> Loss:
     """Mean cross-entropy in nats of every next byte, and the state after the batch.
 
     `precision` and `axis` as in `unroll.unroll`; `unroll` is that, with its other options.
     """
     nats, carry = _nats(weights, batch, carry, precision, axis, unroll)
-    return nats.mean(), carry
+    return Loss(nats.mean(), carry)
 
 
 def _nats(weights, batch, carry, precision, axis, unroll=unroll) -> tuple[Float[Array, "batch seq"], State]:
@@ -108,7 +139,7 @@ def gradient(
     mesh: Mesh | None = None,
     groups: int = 1,
     unroll: Callable = unroll,
-) -> tuple[Float[Array, ""], State, Params]:
+) -> Gradient:
     """`loss`, the state after the batch, and the gradient, float32 whatever the products' precision.
 
     On a mesh every device does its own rows, and the gradients are summed once. `groups` of rows one after the other
@@ -116,46 +147,53 @@ def gradient(
     """
     weights, pull_back = jax.vjp(parameters.prepare, params)
     if mesh is None or mesh.size == 1:
-        nats, carry, slopes = _own_gradient(weights, batch, carry, precision, groups, unroll)
+        found = _own_gradient(weights, batch, carry, precision, groups, unroll)
     else:
         state = P(sharding.BATCH, "model")
         here = jax.shard_map(
             partial(_spread_gradient, precision=precision, groups=groups, unroll=unroll, mesh=mesh),
             mesh=mesh,
             in_specs=(sharding.WEIGHTS, P(sharding.BATCH), (state, state)),
-            out_specs=(P(), (state, state), sharding.WEIGHTS),
+            out_specs=Gradient(P(), (state, state), sharding.WEIGHTS),
             check_vma=False,
         )
-        nats, carry, slopes = here(sharding.split(weights, mesh), batch, carry)
-        slopes = sharding.join(slopes, mesh)
-    return nats, carry, pull_back(slopes)[0]
+        found = here(sharding.split(weights, mesh), batch, carry)
+        found = found._replace(slopes=sharding.join(found.slopes, mesh))
+    (slopes,) = pull_back(found.slopes)
+    return found._replace(slopes=slopes)
 
 
 def _spread_gradient(own, batch, carry, precision, groups, unroll, mesh):
     """`_own_gradient` on one device of a mesh, with the weights gathered and the gradient reduced, each once."""
     weights = sharding.gather(own, precision, mesh)
     axis = sharding.unit_axis(mesh)
-    nats, carry, slopes = _own_gradient(weights, batch, carry, precision, groups, unroll, axis)
-    return jax.lax.pmean(nats, sharding.BATCH), carry, sharding.reduce(slopes, mesh)
+    found = _own_gradient(weights, batch, carry, precision, groups, unroll, axis)
+    nats = jax.lax.pmean(found.nats, sharding.BATCH)
+    return Gradient(nats, found.carry, sharding.reduce(found.slopes, mesh))
 
 
 def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
     """`loss`, the state and the gradient of the weights on one device's rows, in groups."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     differentiate = jax.value_and_grad(partial(loss, precision=precision, axis=axis, unroll=unroll), has_aux=True)
-    if groups == 1:
+
+    def one(batch, carry):
         (nats, carry), slopes = differentiate(wide, batch, carry)
-        return nats, carry, slopes
+        return Gradient(nats, carry, slopes)
+
+    if groups == 1:
+        return one(batch, carry)
 
     def add(so_far, group):
-        (nats, carry), slopes = differentiate(wide, *group)
-        return jax.tree.map(jnp.add, so_far, (nats, slopes)), carry
+        found = one(*group)
+        return jax.tree.map(jnp.add, so_far, (found.nats, found.slopes)), found.carry
 
     split = lambda a: a.reshape(groups, -1, *a.shape[1:])
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, wide))
     (nats, slopes), carry = jax.lax.scan(add, zeros, jax.tree.map(split, (batch, carry)))
     mean = lambda total: total / groups
-    return mean(nats), jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), carry), jax.tree.map(mean, slopes)
+    carry = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), carry)
+    return Gradient(mean(nats), carry, jax.tree.map(mean, slopes))
 
 
 def train_step(
@@ -169,11 +207,11 @@ def train_step(
     mesh: Mesh | None = None,
     groups: int = 1,
     unroll: Callable = unroll,
-) -> tuple[TrainState, Metrics]:
+) -> Update:
     """One update of Adam at the given learning rate on one batch; `fresh` starts every row from the zero state."""
     carry = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.carry)
-    nats, carry, slopes = gradient(state.params, batch, carry, precision, mesh, groups, unroll)
-    return apply_gradient(state, slopes, nats, carry, rate, clip_norm=clip_norm)
+    found = gradient(state.params, batch, carry, precision, mesh, groups, unroll)
+    return apply_gradient(state, found, rate, clip_norm=clip_norm)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
@@ -189,38 +227,37 @@ def _jitted(precision, mesh, clip_norm, groups, remat_every, loops):
     return jax.jit(
         partial(train_step, clip_norm=clip_norm, precision=precision, mesh=mesh, groups=groups, unroll=loop),
         donate_argnames="state",
-        out_shardings=(_places(mesh), sharding.named(mesh, P())),
+        out_shardings=Update(_places(mesh), sharding.named(mesh, P())),
     )
 
 
-def shapes(config: Config, mesh: Mesh) -> tuple:
+def shapes(config: Config, mesh: Mesh) -> Inputs:
     """What `jitted` takes, as shapes in their places, for compiling it ahead of time."""
     put = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
     state = jax.tree.map(put, jax.eval_shape(partial(new_state, config)), shardings(config, mesh))
     alone, carry = sharding.named(mesh, (P(), P(sharding.BATCH)))
     batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_length + 1), jnp.uint8, sharding=carry)
     fresh, rate = (jax.ShapeDtypeStruct((), dtype, sharding=alone) for dtype in (jnp.bool_, jnp.float32))
-    return state, batch, fresh, rate
+    return Inputs(state, batch, fresh, rate)
 
 
 def apply_gradient(
     state: TrainState,
-    gradient: Params,
-    nats: Float[Array, ""],
-    carry: State,
+    gradient: Gradient,
     rate: Float[Array, ""] | float,
     *,
     clip_norm: float,
-) -> tuple[TrainState, Metrics]:
-    """The update that a batch's gradient, loss in nats and last state make.
+) -> Update:
+    """The update that a batch's gradient makes.
 
     Where the loss, the gradient, or a number of the new state is not finite, nothing but the counters changes, and the
     rows start afresh.
     """
-    norm = optax.tree.norm(gradient)
+    nats, carry, slopes = gradient.nats, gradient.carry, gradient.slopes
+    norm = optax.tree.norm(slopes)
     if clip_norm:
-        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / norm), gradient)
-    direction, moments = _adam(gradient, state.moments)
+        slopes = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / norm), slopes)
+    direction, moments = _adam(slopes, state.moments)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
@@ -234,12 +271,15 @@ def apply_gradient(
         skipped=state.skipped + (~good).astype(jnp.int32),
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
     )
-    return state, {
-        "bits_per_byte": nats / LOG2,
-        "gradient_norm": norm,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-    }
+    return Update(
+        state,
+        {
+            "bits_per_byte": nats / LOG2,
+            "gradient_norm": norm,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        },
+    )
 
 
 def _adam(gradient: Params, moments: optax.OptState) -> tuple[Params, optax.OptState]:
