@@ -15,9 +15,10 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
 from mlstm_jax.text import log, printable
 
-_CHECKOUT, _INSTALLED = Path(__file__).parents[2], Path(__file__).parents[1] / "configs"
-CONFIGS = _CHECKOUT / "configs" if (_CHECKOUT / "pyproject.toml").is_file() else _INSTALLED
+# Ours alone have names: whatever else lies beside them, or beside the package, was not written to be run by name.
+CONFIGS = ("amazon", "amazon_2048", "quickstart", "reviews", "tiny")
 QUICKSTART = "quickstart"
+_INSTALLED, _CHECKOUT = Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"
 
 
 def find_config(name: str) -> Path:
@@ -27,11 +28,10 @@ def find_config(name: str) -> Path:
     """
     if name.endswith(".py") or os.sep in name:
         return Path(name)
-    known = sorted(path.stem for path in CONFIGS.glob("*.py"))
-    if name not in known:
-        listed = ", ".join(known)
+    if name not in CONFIGS:
+        listed = ", ".join(CONFIGS)
         raise UserError(f"no config {name!r}; there are: {listed}. Name a file of your own by its path: ./{name}.py")
-    return CONFIGS / f"{name}.py"
+    return (_INSTALLED if _INSTALLED.is_dir() else _CHECKOUT) / f"{name}.py"
 
 
 def load_file(path: str | Path) -> Config:
