@@ -1,11 +1,8 @@
-"""Configs: frozen dataclasses, read from Python files and the command line. Never imports jax: --help is instant."""
+"""Configs: frozen dataclasses, read from Python files and the command line. Never imports jax: help is instant."""
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, get_args, get_origin
 
 from mlstm_jax.errors import UserError
@@ -117,7 +114,7 @@ class Config:
     log_every: int = 20
     """Updates between lines of progress and of metrics.jsonl."""
     eval_every: int = 500
-    """Updates between scorings of the validation bytes; 0 scores none."""
+    """Updates between scorings of the validation bytes; 0 scores them once, at the end."""
     eval_bytes: int = 1_000_000
     """How many validation bytes are scored, at most."""
     eval_batch_size: int = 32
@@ -157,7 +154,7 @@ class Config:
                 raise UserError(f"{name} must be 0 or more")
         named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         if len(set(named)) != 1:
-            raise UserError("--coordinator, --num-processes and --process-id go together")
+            raise UserError("coordinator, num_processes and process_id go together")
         if named[0] and not 0 <= self.process_id < self.num_processes:
             raise UserError(
                 f"process_id must lie between 0 and num_processes - 1, not at {self.process_id} of {self.num_processes}"
@@ -218,18 +215,6 @@ def kept(config: Config) -> Config:
     """What a run keeps of its config."""
     fields = {f.name: f.default for f in dataclasses.fields(Config) if f.name in ONCE}
     return dataclasses.replace(config, **fields)
-
-
-def at_home(argument: str) -> str:
-    """An argument with ~ for the user's folder where a shell leaves it: behind the = of --run-dir=~/x."""
-    flag, equals, value = argument.partition("=")
-    named = flag.startswith("--") and equals and value.startswith("~")
-    return f"{flag}={os.path.expanduser(value)}" if named else argument
-
-
-def as_argument(path: str | Path) -> str:
-    """A path as it is typed in a suggested command: quoted, and never taken for an option."""
-    return quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -162,5 +162,5 @@ def newest_run(runs: Path = Path("runs")) -> Run:
     found = [Run(path.parent) for path in runs.glob("*/checkpoints")]
     newest = {run: max(run.checkpoint(step).stat().st_mtime for step in run.steps()) for run in found if run.steps()}
     if not newest:
-        raise UserError(f"no run with a checkpoint in {runs}/; python train.py makes one, or name a run's folder")
+        raise UserError(f"no run with a checkpoint in {runs}/; name a run's folder, or train one", "train")
     return max(newest, key=newest.get)

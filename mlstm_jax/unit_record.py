@@ -83,7 +83,7 @@ def save(record: UnitRecord, folder: Path) -> Path:
 def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecord:
     """The record of these weights for a task; None takes the newest of any task.
 
-    Raises UserError, with the command that finds the unit again, where there is none, where the weights are others
+    Raises UserError, with what finds the unit again, where there is none, where the weights are others
     (`digest` differs), and where the file is damaged.
     """
     named = task is None or re.fullmatch(r"[\w-]+", task)
@@ -98,7 +98,7 @@ def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecor
         if record.digest == digest:
             return record
     problem = f"{paths[0]} is of other weights" if paths else f"no unit record {folders[0] / (task or '*')}.json"
-    raise UserError(f"{problem}; find the unit of these weights: {command(task)}")
+    raise UserError(f"{problem}; find the unit of these weights", *FIND, **_of(task))
 
 
 def found(folders: list[Path], digest: str) -> list[UnitRecord]:
@@ -131,15 +131,22 @@ def clamp_value(record: UnitRecord, k: float) -> float:
     k above 0 is positive whichever way the unit points. Raises UserError for a record of another feature: only the
     cell state can be held.
     """
-    found = f"this unit was found in the feature {record.feature}, and only a cell state can be held"
     if record.feature != "cell":
-        raise UserError(f"{found}; find it there: {command(record.task)} --feature cell")
+        found = f"this unit was found in the feature {record.feature}, and only a cell state can be held; find it there"
+        raise UserError(found, *FIND, **_of(record.task), feature="cell")
     return (record.mean_negative + record.mean_positive) / 2 + k * record.sign * record.deviation
 
 
-def command(task: str | None) -> str:
-    """The command that finds a unit."""
-    return "python eval_sst.py RUN" + (f" --task {task}" if task not in (None, "sst") else "")
+FIND = ("eval", "RUN")  # the command that finds a unit
+
+
+def other_weights(record: UnitRecord, path: Path) -> UserError:
+    """The error that a record is not of the weights at `path`."""
+    return UserError(f"this unit was found in other weights; find that of {path}", *FIND, **_of(record.task))
+
+
+def _of(task):
+    return {} if task in (None, "sst") else {"task": task}
 
 
 def _read(path: Path) -> UnitRecord:
@@ -150,6 +157,6 @@ def _read(path: Path) -> UnitRecord:
         fields.pop("checksum", None)
         return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
     except (UserError, TypeError):
-        raise UserError(f"{path} is damaged; find the unit again: {command(path.stem)}") from None
+        raise UserError(f"{path} is damaged; find the unit again", *FIND, **_of(path.stem)) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -244,6 +244,7 @@ def parse(*args, stored=None):
         ("--keep 0", "keep must be at least 1"),
         ("--eval-bytes 5 --eval-batch-size 5", "eval_bytes must be above eval_batch_size"),
         ("--more-updates -1", "must be 0 or more"),
+        ("--eval-every -1", "eval_every must be 0 or more"),
         ("--batch-size many", "invalid literal for int()"),
         ("--precision half", "invalid choice 'half'"),
     ],
@@ -342,7 +343,7 @@ def test_every_fixed_field_is_a_field():
 
 def test_a_home_folder_behind_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert [configs.at_home(a) for a in ("--run-dir=~/x", "--prime=a ~", "~/x", "--a")] == [
+    assert [program.at_home(a) for a in ("--run-dir=~/x", "--prime=a ~", "~/x", "--a")] == [
         "--run-dir=/home/me/x",
         "--prime=a ~",
         "~/x",
@@ -352,7 +353,7 @@ def test_a_home_folder_behind_an_equals_sign(monkeypatch):
 
 @pytest.mark.parametrize("path, typed", [("a", "a"), ("a b", "'a b'"), ("-x", "./-x"), ("/-x", "/-x")])
 def test_a_path_in_a_suggested_command(path, typed):
-    assert configs.as_argument(path) == typed
+    assert program.as_argument(path) == typed
 
 
 # Imports

@@ -319,7 +319,7 @@ def test_a_file_most_of_which_cannot_be_read_is_refused(tmp_path, name):
 
 
 def test_more_shards_than_reviews_are_refused(tmp_path):
-    with pytest.raises(UserError, match="1 training reviews do not fill 2 shards; lower --shards"):
+    with pytest.raises(UserError, match="1 training reviews do not fill 2 shards; lower `shards`"):
         corpus_of(tmp_path / "a.jsonl", three, shards=2)
 
 
@@ -386,7 +386,7 @@ def test_the_split_of_a_text_depends_on_its_frame_alone(text):
 def test_an_unknown_source_or_key_is_refused():
     with pytest.raises(UserError, match="there are: imdb, rotten_tomatoes"):
         packaged.reviews("yelp")
-    with pytest.raises(UserError, match="--text-key goes with a file of your own"):
+    with pytest.raises(UserError, match="`text_key` goes with a file of your own"):
         build(Config(text_key="text"))
 
 

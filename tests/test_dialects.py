@@ -174,7 +174,7 @@ def test_named_columns_are_found_exactly_else_loosely(tmp_path):
 
 def test_a_file_without_a_header_is_read_by_the_numbers_of_its_columns(tmp_path):
     path = put(tmp_path / "a.csv", '"2","Good","I liked it"\n"1","Bad","It broke"\n')
-    assert "the file has no header: give --text-key and --label-key as numbers" in complaint(path)
+    assert "the file has no header: give `text_key` and `label_key` as numbers" in complaint(path)
     rows = [(1, "I liked it", "2", None), (2, "It broke", "1", None)]
     assert rows_of(path, Keys("3", "1"))[0] == rows
     assert "no column '4'" in complaint(path, "4")

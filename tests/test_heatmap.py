@@ -16,6 +16,7 @@ from test_units import RECORD
 
 from mlstm_jax import unit_record
 from mlstm_jax.cli import heatmap as heatmap_cli
+from mlstm_jax.cli.program import explain
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.language_model import LanguageModel
@@ -181,8 +182,9 @@ def test_another_unit_is_shown_on_the_scale_of_the_texts(model):
 
 
 def test_missing_records_units_and_tasks_are_refused_in_words(model):
-    with pytest.raises(UserError, match="python eval_sst.py RUN --task imdb"):
+    with pytest.raises(UserError, match="find the unit of these weights") as error:
         heatmap.read(model, ["a"], task="imdb")
+    assert explain(error.value).endswith("python eval_sst.py RUN --task imdb")
     with pytest.raises(UserError, match="unit 8 does not exist; this model has units 0 to 7"):
         heatmap.read(model, ["a"], unit=8)
     with pytest.raises(UserError, match="names no unit record"):

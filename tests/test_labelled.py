@@ -177,7 +177,7 @@ def test_no_word_is_on_both_sides():
 def test_where_it_is_not_plain_which_is_positive_the_user_is_asked(tmp_path, pair):
     path = put(tmp_path / "a.jsonl", jsonl_of(many(*pair)))
     says = refusal(path)
-    assert all(repr(label) in says for label in pair) and "--positive LABEL" in says
+    assert all(repr(label) in says for label in pair) and "with `positive`" in says
     for options in ({"positive": pair[:1]}, {"negative": pair[1:]}, {"positive": pair[:1], "negative": pair[1:]}):
         task = from_file(path, **options)
         assert task.classes == pair[::-1]
@@ -198,11 +198,11 @@ def test_labels_are_merged_into_two_classes_and_the_others_counted(tmp_path, cap
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"positive": ("5",)}, "name the labels of the other class, too, with --negative; there are: '1', '3', '5'"),
-        ({"negative": ("1",)}, "too, with --positive"),
-        ({"positive": ("5", "6"), "negative": ("1",)}, "no text has the label '6' of --positive; there are: '1', '3'"),
+        ({"positive": ("5",)}, "name the labels of the other class, too, with `negative`; there are: '1', '3', '5'"),
+        ({"negative": ("1",)}, "too, with `positive`"),
+        ({"positive": ("5", "6"), "negative": ("1",)}, "no text has the label '6' of `positive`; there are: '1', '3'"),
         ({"positive": ("5", "1"), "negative": ("1",)}, "'1' cannot be both positive and negative"),
-        ({"positive": ("5", "3", "1")}, "with --negative"),
+        ({"positive": ("5", "3", "1")}, "with `negative`"),
     ],
 )
 def test_labels_that_cannot_be_two_classes_are_refused(tmp_path, options, says):
@@ -301,8 +301,8 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
         ("a.csv", b"text,label\nx,\n,a\n", "FILE holds no text with a label"),
         ("a.jsonl", b"no JSON\n", "FILE: 1 of 1 rows cannot be read; the first is line 1: not JSON"),
         ("a.csv", csv_of(many("bad", "good"), ("text", "mood")), "FILE: none of overall, rating, star_rating, "),
-        ("a.jsonl", b'{"text": "a", "mood": 1}\n', "name the label with --label-key"),
-        ("a.csv", csv_of(many("bad", "good"), ("said", "label")), "name the text with --text-key, one of: said, label"),
+        ("a.jsonl", b'{"text": "a", "mood": 1}\n', "name the label with `label_key`"),
+        ("a.csv", csv_of(many("bad", "good"), ("said", "label")), "name the text with `text_key`, one of: said, label"),
         ("a.txt", b"one\ntwo\n", "FILE: plain text has no labels; give CSV, TSV, JSON lines or Parquet"),
         ("a.doc", b"one\ntwo\n", "unknown kind of file '.doc'"),
         ("a.csv", b"text,label,label\nx,y,z\n", "FILE, line 1: more than one column is named 'label'"),
@@ -319,7 +319,7 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
             csv_of(many(*range(101), count=1)),
             "FILE: 101 different labels in 101 texts, at most 100 are taken; ",
         ),
-        ("a.csv", csv_of(many(*range(101), count=1)), "this looks like no label column: name one with --label-key"),
+        ("a.csv", csv_of(many(*range(101), count=1)), "this looks like no label column: name one with `label_key`"),
         ("a.csv", csv_of(many("1", "1.0")), "FILE: the labels '1' and '1.0' are the same number; write them alike"),
         (
             "a.csv",
@@ -498,7 +498,7 @@ def test_a_set_that_is_not_there_says_whence_it_comes(tmp_path, name):
         with pytest.raises(UserError) as error:
             tasks.load(name, folder)
         message = str(error.value)
-        assert "\n" not in message and message.endswith("in a folder and name it with --data DIR")
+        assert "\n" not in message and message.endswith("in a folder and name it with `data`")
         assert published.ORIGINS[name] in message and "SentEval" in message
         assert all(file in message for pair in published.PAIRS[name] for file in pair)
 
@@ -546,7 +546,7 @@ def test_a_tfds_set_keeps_its_test_split_and_gives_a_tenth_of_train_for_dev(tmp_
 def test_a_tfds_set_takes_no_split_folder_or_data_dir(tmp_path):
     with pytest.raises(UserError, match="tfds:tiny_opinions:train: name no split"):
         tasks.load("tfds:tiny_opinions:train")
-    with pytest.raises(UserError, match="--data DIR goes with the task sst, not with tfds:tiny_opinions"):
+    with pytest.raises(UserError, match="`data` goes with sst, mr, cr, subj and mpqa, not with tfds:tiny_opinions"):
         tasks.load("tfds:tiny_opinions", tmp_path)
     with pytest.raises(UserError, match="TFDS_DATA_DIR"):
         tasks.load("tfds:tiny_opinions", None, tmp_path)

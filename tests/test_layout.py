@@ -1,10 +1,13 @@
-"""The rooms of the package: imports run one way, and in no circle."""
+"""The rooms of the package: imports run one way, and in no circle; the command line is known to cli/ alone."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from mlstm_jax.cli.program import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
 # A room imports only from rooms that stand to its right, and from itself.
@@ -55,3 +58,34 @@ def test_imports_run_from_left_to_right(name):
 
 def test_there_is_no_circle():
     assert list(TopologicalSorter(IMPORTS).static_order())
+
+
+# Text outside cli/ that names flags or commands which are none of our messages'.
+OTHERS = {
+    "corpus/beam.py": r"--runner=",  # an option of Apache Beam
+    "corpus/packaged.py": r"pip install --no-deps",
+    "report/html_page.py": r"--[a-z]+(?=[:)])",  # variables of CSS
+    "weights/card.py": r"`python (eval_sst|sample)\.py FOLDER( --sentiment \+2)?`",  # a page for a model hub
+}
+COMMAND = r"--[a-z]|python3? \w+\.py|\b(train|eval_sst|sample)\.py|\bmlstm (train|eval|sample|score|heatmap|convert)\b"
+
+
+def strings(path):
+    """The texts in a file that are no docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
+            yield node.value
+
+
+LIBRARY = [path for path in (ROOT / "mlstm_jax").rglob("*.py") if "cli" not in path.parts]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "mlstm_jax")))
+def test_a_library_names_parameters_not_flags_and_no_command(path):
+    other = OTHERS.get(path.relative_to(ROOT / "mlstm_jax").as_posix(), "(?!)")
+    for text in strings(path):
+        assert not re.search(COMMAND, re.sub(other, "", text)), text
+        if path.name != "card.py":
+            assert set(re.findall("`([a-z][a-z_.]*)`", text)) <= PARAMETERS, text

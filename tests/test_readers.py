@@ -230,8 +230,8 @@ def test_the_kind_of_file_has_no_case(tmp_path, name):
 
 
 def test_a_key_does_not_go_with_txt(tmp_path):
-    assert "--text-key goes with JSON, CSV" in complaint(put(tmp_path / "a.txt", "one"), "text")
-    assert "--label-key goes with JSON, CSV" in rows_of(tmp_path / "a.txt", Keys(None, "label"))[1]
+    assert "`text_key` goes with JSON, CSV" in complaint(put(tmp_path / "a.txt", "one"), "text")
+    assert "`label_key` goes with JSON, CSV" in rows_of(tmp_path / "a.txt", Keys(None, "label"))[1]
 
 
 # Chunks

@@ -105,14 +105,14 @@ def test_any_name_may_be_the_key(tmp_path, key):
 def test_json_without_a_usual_key_says_how_to_name_it(tmp_path):
     path = put(tmp_path / "a.json", '\n{"title": "x", "body": "y"}')
     assert complaint(path).startswith("FILE, line 2: none of reviewText, ")
-    assert complaint(path).endswith("name the text with --text-key, one of: title, body")
+    assert complaint(path).endswith("name the text with `text_key`, one of: title, body")
     assert complaint(path, "bdoy") == "FILE, line 2: no key 'bdoy'; there are: title, body; did you mean 'body'?"
 
 
 def test_a_file_whose_first_megabyte_is_no_record_is_all_bad(tmp_path):
     path = put(tmp_path / "a.json", b"x" * lines.HEAD + b'\n{"text": "fine"}\n')
     assert complaint(path).startswith("FILE, line 1: not JSON")
-    assert rows_of(path)[0][1][3].endswith("name it with --text-key")
+    assert rows_of(path)[0][1][3].endswith("name it with `text_key`")
     assert rows_of(path, Keys("text"))[0][1][1] == "fine"
 
 

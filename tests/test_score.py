@@ -23,6 +23,7 @@ from test_units import RECORD
 
 from mlstm_jax import unit_record
 from mlstm_jax.cli import score
+from mlstm_jax.cli.program import explain
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
@@ -238,7 +239,7 @@ def refused(run, source, out, **options):
     with pytest.raises(UserError) as error:
         score.main(run, (str(source),), out=out, **options)
     assert "\n" not in str(error.value)
-    return str(error.value)
+    return explain(error.value)
 
 
 def test_what_cannot_be_done_is_one_line_before_anything_is_written(run, tmp_path):

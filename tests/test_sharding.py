@@ -194,14 +194,14 @@ def test_what_is_left_of_the_devices_goes_to_one_axis(mesh, expected):
 
 @pytest.mark.parametrize("mesh", [MeshConfig(3, 1, 1), MeshConfig(-1, 3, 1), MeshConfig(2, 2, 1), MeshConfig(16, 1, 1)])
 def test_a_mesh_that_does_not_fit_the_devices_is_one_line_that_says_what_to_change(mesh):
-    with pytest.raises(UserError, match="does not fit 8 devices; change --mesh.data, --mesh.fsdp or") as error:
+    with pytest.raises(UserError, match="does not fit 8 devices; change `mesh.data`, `mesh.fsdp` or") as error:
         sharding.shape(mesh, 8)
     assert "\n" not in str(error.value)
 
 
 def test_rows_that_cannot_be_spread_are_one_line_that_says_what_to_change():
     eight_devices = jax.devices() * 8
-    with pytest.raises(UserError, match="^12 rows cannot be spread over 8 devices .*; change --batch-size, --grad-ac"):
+    with pytest.raises(UserError, match="^12 rows cannot be spread over 8 devices .*; change `batch_size`, `grad_acc"):
         sharding.make(Config(batch_size=12), eight_devices)
     with pytest.raises(UserError, match="^16 rows in 4 groups cannot be spread over 8 devices in equal parts"):
         sharding.make(Config(batch_size=16, grad_accumulation=4), eight_devices)
@@ -209,7 +209,7 @@ def test_rows_that_cannot_be_spread_are_one_line_that_says_what_to_change():
 
 def test_units_that_cannot_be_spread_are_one_line_that_says_what_to_change(eight):
     assert re.fullmatch(
-        "36 units cannot be spread over 8 devices .*; change --model.hidden or --mesh", eight["refused"]
+        "36 units cannot be spread over 8 devices .*; change `model.hidden` or `mesh`", eight["refused"]
     )
 
 
@@ -250,7 +250,7 @@ def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(runs, reviews,
 def test_a_mesh_that_does_not_fit_makes_no_run(reviews, tmp_path):
     run_dir = tmp_path / "run"
     arguments = ["--config", str(ROOT / "configs" / "tiny.py"), "--data", str(reviews), "--run-dir", str(run_dir)]
-    with pytest.raises(UserError, match="a mesh of 3 x 1 x 1 .* does not fit 1 device; change --mesh.data"):
+    with pytest.raises(UserError, match="a mesh of 3 x 1 x 1 .* does not fit 1 device; change `mesh.data`"):
         run([*arguments, "--mesh.data", "3"])
     assert [path.name for path in run_dir.iterdir()] == [".lock"], "with this alone another try is let in"
 

@@ -225,13 +225,13 @@ def test_what_cannot_be_prepared_is_one_clear_line(reviews, corpus, tmp_path):
         here([reviews], tmp_path / "many", prepare.Options(3000))
     with pytest.raises(UserError, match="do not fill"):
         here([reviews], tmp_path / "endless", prepare.Options(10**15))
-    with pytest.raises(UserError, match="--shards must be at least 1"):
+    with pytest.raises(UserError, match="`shards` must be at least 1"):
         here([reviews], tmp_path / "none", prepare.Options(0))
-    with pytest.raises(UserError, match="--seed must lie"):
+    with pytest.raises(UserError, match="`seed` must lie"):
         here([reviews], tmp_path / "none", prepare.Options(3, seed=-1))
     with pytest.raises(UserError, match="no such file"):
         here([tmp_path / "nothing.json"], tmp_path / "out", prepare.Options(3))
-    with pytest.raises(UserError, match="--workers must be at least 1"):
+    with pytest.raises(UserError, match="`workers` must be at least 1"):
         here([reviews], tmp_path / "none", prepare.Options(3), workers=-1)
 
 

@@ -100,7 +100,7 @@ def write(folder, split, text):
 
 
 def test_a_folder_is_read_as_csv_reads_it():
-    task = tasks.load("sst", folder=EXCERPT)
+    task = tasks.load("sst", data=EXCERPT)
     for split in ("train", "dev", "test"):
         assert pairs(getattr(task, split)) == truth(split)
     assert [len(split.texts) for split in task[2:5]] == [60, 20, 40]
@@ -108,7 +108,7 @@ def test_a_folder_is_read_as_csv_reads_it():
 
 
 def test_a_folder_that_is_not_the_release_says_so():
-    assert tasks.load("sst", folder=EXCERPT).note == "local files, 60 / 20 / 40"
+    assert tasks.load("sst", data=EXCERPT).note == "local files, 60 / 20 / 40"
 
 
 def test_a_folder_with_the_registered_digests_is_the_papers(tmp_path, monkeypatch):
@@ -118,15 +118,15 @@ def test_a_folder_with_the_registered_digests_is_the_papers(tmp_path, monkeypatc
     ]
     table.write_text("".join(lines))
     monkeypatch.setattr(sst, "CHECKSUMS", table)
-    assert tasks.load("sst", folder=EXCERPT).note == "the paper's binary sentences, 60 / 20 / 40"
+    assert tasks.load("sst", data=EXCERPT).note == "the paper's binary sentences, 60 / 20 / 40"
     swapped = shutil.copytree(EXCERPT, tmp_path / "swapped")
     shutil.copy(EXCERPT / "train_binary_sent.csv", swapped / "test_binary_sent.csv")
-    assert tasks.load("sst", folder=swapped).note == "local files, 60 / 20 / 60"
+    assert tasks.load("sst", data=swapped).note == "local files, 60 / 20 / 60"
 
 
 def test_quotes_line_ends_and_other_columns_are_csv(tmp_path):
     write(tmp_path, "dev", '\ufeffid,sentence,label\r\n1,"so ""good"", yes\nyes",1\r\n2,bad\x85,0\r\n')
-    assert pairs(tasks.load("sst", folder=tmp_path).dev) == [('so "good", yes\nyes', 1), ("bad\x85", 0)]
+    assert pairs(tasks.load("sst", data=tmp_path).dev) == [('so "good", yes\nyes', 1), ("bad\x85", 0)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_quotes_line_ends_and_other_columns_are_csv(tmp_path):
 def test_a_malformed_file_is_named_with_its_line(tmp_path, text, line, says):
     write(tmp_path, "dev", text)
     with pytest.raises(UserError) as caught:
-        tasks.load("sst", folder=tmp_path)
+        tasks.load("sst", data=tmp_path)
     message = str(caught.value)
     where = str(tmp_path / "dev_binary_sent.csv")
     assert message.startswith(f"{where}, line {line}: " if line else f"{where}: ") and says in message
@@ -156,16 +156,16 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, text, line, says):
 def test_a_missing_file_or_folder_says_what_to_put_where(tmp_path):
     write(tmp_path, "dev", "").joinpath("dev_binary_sent.csv").unlink()
     for folder, named in ((tmp_path, tmp_path / "dev_binary_sent.csv"), (tmp_path / "none", tmp_path / "none")):
-        with pytest.raises(UserError, match="--data DIR") as caught:
-            tasks.load("sst", folder=folder)
+        with pytest.raises(UserError, match="`data`") as caught:
+            tasks.load("sst", data=folder)
         assert str(named) in str(caught.value)
 
 
 def test_an_unknown_task_and_a_folder_for_another_task_are_refused():
     with pytest.raises(UserError, match="unknown task 'sst2'; there are: sst, imdb, rotten_tomatoes"):
         tasks.load("sst2")
-    with pytest.raises(UserError, match="--data DIR goes with the task sst, not with imdb"):
-        tasks.load("imdb", folder=EXCERPT)
+    with pytest.raises(UserError, match="`data` goes with sst, mr, cr, subj and mpqa, not with imdb"):
+        tasks.load("imdb", data=EXCERPT)
 
 
 # Fetched
@@ -173,7 +173,7 @@ def test_an_unknown_task_and_a_folder_for_another_task_are_refused():
 
 def test_what_is_fetched_equals_the_files_in_their_order(tmp_path, monkeypatch, served):
     register(monkeypatch, served.url)
-    fetched, local = tasks.load("sst", data_dir=tmp_path / "tfds"), tasks.load("sst", folder=EXCERPT)
+    fetched, local = tasks.load("sst", data_dir=tmp_path / "tfds"), tasks.load("sst", data=EXCERPT)
     for a, b in zip(fetched[2:5], local[2:5], strict=True):
         assert pairs(a) == pairs(b)
         assert a.labels.dtype == b.labels.dtype
@@ -228,7 +228,7 @@ def test_altered_bytes_are_refused_and_nothing_is_kept(tmp_path, monkeypatch, se
     for _ in range(2):  # nor is anything of the first attempt taken for good by the second
         with pytest.raises(UserError, match=f"{altered}_binary_sent.csv is not the released file") as caught:
             tasks.load("sst", data_dir=tmp_path / "tfds")
-        assert "\n" not in str(caught.value) and "--data DIR" in str(caught.value)
+        assert "\n" not in str(caught.value) and "`data`" in str(caught.value)
         assert files(tmp_path / "tfds") == []
     shutil.copy(EXCERPT / path.name, path)
     assert pairs(tasks.load("sst", data_dir=tmp_path / "tfds").train) == truth("train")
@@ -291,7 +291,7 @@ def test_offline_says_at_once_what_to_put_where(tmp_path, monkeypatch, served):
     served.close()
     message = refused(tmp_path)
     assert "127.0.0.1 does not answer (ConnectionError)" in message
-    for words in (*sst.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "--data DIR"):
+    for words in (*sst.FILES.values(), "github.com/openai/generating-reviews-discovering-sentiment", "`data`"):
         assert words in message
 
 
@@ -342,8 +342,8 @@ def test_without_tensorflow_datasets_a_folder_works_and_fetching_says_so(tmp_pat
     monkeypatch.delitem(sys.modules, "mlstm_jax.tasks.sst_download", raising=False)
     monkeypatch.delattr(tasks, "sst_download", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert len(tasks.load("sst", folder=EXCERPT).train.texts) == 60
-    with pytest.raises(UserError, match="tensorflow-datasets.*--data DIR"):
+    assert len(tasks.load("sst", data=EXCERPT).train.texts) == 60
+    with pytest.raises(UserError, match="tensorflow-datasets.*`data`"):
         tasks.load("sst", data_dir=tmp_path)
 
 

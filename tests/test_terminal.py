@@ -49,7 +49,7 @@ def labelled(path, labels):
 
 def test_evaluation_and_score(weights, tmp_path):
     file = labelled(tmp_path / f"{EVIL}.csv", (f"bad{EVIL}", f"good{EVIL}"))
-    assert "--positive LABEL" in shown("eval_sst.py", weights, "--task", file, status=2)
+    assert "with --positive" in shown("eval_sst.py", weights, "--task", file, status=2)
     arguments = ("--task", file, "--positive", f"good{EVIL}", "--report", tmp_path / f"report{EVIL}")
     arguments += ("--samples", "2", "--sample-length", "20")
     assert "positive = good\ufffd" in shown("eval_sst.py", weights, *arguments[:4], status=0)

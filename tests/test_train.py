@@ -20,6 +20,7 @@ import mlstm_jax
 from mlstm_jax import config as configs
 from mlstm_jax.cli import evaluate, sample, train, train_loop
 from mlstm_jax.cli.arguments import stored_config
+from mlstm_jax.cli.program import explain
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.build import build
@@ -543,14 +544,21 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     assert path.read_bytes().startswith(b'{"update": 5,')
 
 
+def test_never_to_be_scored_is_scored_once_at_the_end(reviews, finished, tmp_path):
+    assert train.run(arguments(reviews, tmp_path / "run", "--eval-every", "0")) == 0
+    figures = lambda run_dir: [m for m in run_folder.read_metrics(run_dir) if "validation_bits_per_byte" in m]
+    (scored,), expected = figures(tmp_path / "run"), figures(finished)[-1]
+    assert scored["update"] == 20 and scored["validation_bits_per_byte"] == expected["validation_bits_per_byte"]
+
+
 @pytest.mark.parametrize(
     "content, more, message",
     [
         (None, [], "no such file"),
         (b"", [], "holds no text"),
         (b"  \n\n \n", [], "holds no text"),
-        (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower --batch-size"),
-        (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "--text-key goes with JSON, CSV, TSV and Parquet"),
+        (b"one\ntwo\nthree\nfour", [], "are needed for one update; lower `batch_size`"),
+        (b"one\ntwo\nthree\nfour", ["--text-key", "text"], "`text_key` goes with JSON, CSV, TSV and Parquet"),
     ],
 )
 def test_bad_data_is_one_clear_line_and_makes_no_run(content, more, message, tmp_path):
@@ -581,8 +589,9 @@ def test_a_run_without_a_checkpoint_is_one_clear_line(tmp_path):
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"batch_size": 4}')
-    with pytest.raises(UserError, match="holds no checkpoint yet; python train.py --run-dir"):
+    with pytest.raises(UserError, match="holds no checkpoint yet") as error:
         mlstm_jax.load(tmp_path / "run")
+    assert explain(error.value).endswith(f"holds no checkpoint yet; try: python train.py --run-dir {tmp_path / 'run'}")
     with pytest.raises(UserError, match="config.json cannot be read"):
         train.run(["--run-dir", str(tmp_path / "run")])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlstm_jax import disk, unit_record
+from mlstm_jax.cli.program import explain
 from mlstm_jax.errors import UserError
 from mlstm_jax.sentiment import probe
 from mlstm_jax.unit_record import UnitRecord
@@ -43,16 +44,19 @@ def test_record_comes_back_as_it_was(tmp_path):
 
 
 def test_missing_record_names_the_command(tmp_path):
-    with pytest.raises(UserError, match="python eval_sst.py RUN$"):
+    with pytest.raises(UserError) as error:
         unit_record.load([tmp_path / "none"], "d1")
-    with pytest.raises(UserError, match="python eval_sst.py RUN --task imdb$"):
+    assert explain(error.value).endswith("python eval_sst.py RUN")
+    with pytest.raises(UserError) as error:
         unit_record.load([tmp_path], "d1", "imdb")
+    assert explain(error.value).endswith("python eval_sst.py RUN --task imdb")
 
 
 def test_record_of_other_weights_is_refused_with_the_command(tmp_path):
     unit_record.save(RECORD, tmp_path)
-    with pytest.raises(UserError, match=r"sst.json is of other weights.*python eval_sst.py RUN$"):
+    with pytest.raises(UserError, match=r"sst.json is of other weights") as error:
         unit_record.load([tmp_path], "d2")
+    assert explain(error.value).endswith("python eval_sst.py RUN")
 
 
 def test_without_a_task_the_newest_matching_record_is_taken(tmp_path):
@@ -79,8 +83,9 @@ def damaged():
 @pytest.mark.parametrize("text", list(damaged()))
 def test_damaged_record_is_refused_with_the_command(tmp_path, text):
     (tmp_path / "imdb.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match="imdb.json is damaged.*python eval_sst.py RUN --task imdb"):
+    with pytest.raises(UserError, match="imdb.json is damaged") as error:
         unit_record.load([tmp_path], "d1")
+    assert explain(error.value).endswith("python eval_sst.py RUN --task imdb")
 
 
 def test_a_flipped_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
@@ -118,8 +123,9 @@ def test_plus_is_always_positive(sign):
 
 
 def test_only_a_cell_state_can_be_held():
-    with pytest.raises(UserError, match="python eval_sst.py RUN --feature cell"):
+    with pytest.raises(UserError) as error:
         unit_record.clamp_value(dataclasses.replace(RECORD, feature="hidden"), 1.0)
+    assert explain(error.value).endswith("python eval_sst.py RUN --feature cell")
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):

@@ -21,7 +21,7 @@ def mlstm() -> None:
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if command in COMMANDS:
         module = importlib.import_module(f"mlstm_jax.cli.{COMMANDS[command][0]}")
-        sys.argv[0] = f"mlstm {command}"
+        sys.argv = [f"mlstm {command}", *arguments]
         script(lambda: module.run(arguments))
     elif command == "--version":
         from mlstm_jax import __version__

@@ -1,4 +1,4 @@
-"""Convert weights from one format to another."""
+"""Convert weights from one format to another: `mlstm convert WEIGHTS OUT [--format openai|seed|safetensors]`."""
 
 from pathlib import Path
 from typing import Literal

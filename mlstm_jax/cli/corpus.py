@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mlstm_jax.config import as_argument
+from mlstm_jax.cli import program
 from mlstm_jax.corpus import prepare
 from mlstm_jax.errors import UserError
 from mlstm_jax.progress import progress
@@ -65,7 +65,7 @@ def main(
         + (printable(f" (see {out / 'bad_lines.jsonl'})") if reviews["bad"] else "")
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
-    print(f"Next: python train.py --config configs/amazon.py --data {printable(as_argument(out))}")
+    print(f"Next: {printable(program.command('train', config='amazon', data=out))}")
 
 
 def run(args: list[str]) -> None:

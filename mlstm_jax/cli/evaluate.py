@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from mlstm_jax.config import as_argument
+from mlstm_jax.cli import program
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
 
@@ -111,7 +111,10 @@ def main(
             if clamp_effect or report and record.feature == "cell":
                 add(sections.effect(model, record, folder, samples, sample_length))
             if page:
-                parts += [sections.read(model, texts, found), sections.reproduce(model, sys.argv[1:])]
+                parts += [
+                    sections.read(model, texts, found),
+                    sections.reproduce(model, program.command("eval", *sys.argv[1:])),
+                ]
                 log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
             advise(model, record)
             numbers = unit_record.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
@@ -148,8 +151,9 @@ def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
         log(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
-    name = as_argument(model.path)
+    name = str(model.path)
     if record.feature == "cell":
-        log(f"Next: python sample.py {name} --sentiment +2")
+        log(f"Next: {program.command('sample', name, sentiment='+2')}")
     else:
-        log(f"Next: python eval_sst.py {name} --task {record.task} --feature cell (only a cell state can be held)")
+        again = program.command("eval", name, task=record.task, feature="cell")
+        log(f"Next: {again} (only a cell state can be held)")

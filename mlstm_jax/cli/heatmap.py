@@ -1,4 +1,8 @@
-"""Show texts byte by byte, coloured by a unit."""
+"""Show texts byte by byte, coloured by a unit.
+
+mlstm heatmap runs/quickstart "I loved it." "I hated it."     # after mlstm eval has found the unit
+mlstm heatmap runs/quickstart - --out review.html < review.txt
+"""
 
 import os
 import shutil

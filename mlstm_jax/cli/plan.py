@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 
+from mlstm_jax.cli import program
 from mlstm_jax.config import Config
 from mlstm_jax.planning import plan as planning
 from mlstm_jax.planning.hlo import elements
@@ -24,7 +25,7 @@ def lines(plan: Plan) -> Iterator[str]:
     """The plan in words."""
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     yield f"{plan.chips} x {plan.chip} ({axes}): {plan.hidden} units, {plan.precision}, batch size {plan.batch_size}"
-    yield from planning.describe_kernels(plan.kernels, plan.kernels_reason)
+    yield from map(program.flags, planning.describe_kernels(plan.kernels, plan.kernels_reason))
     yield f"one update compiled in {plan.compile_seconds:.0f} seconds"
     yield f"{plan.parameters:,} parameters, {plan.flops_per_byte:,} floating-point operations a byte"
     yield from _memory(plan)

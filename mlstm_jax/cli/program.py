@@ -5,9 +5,12 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from shlex import quote
 
 from mlstm_jax import signals
-from mlstm_jax.config import at_home
+from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.signals import mute
 from mlstm_jax.text import log
@@ -26,13 +29,13 @@ def script(main: Callable[[], int | None]) -> None:
         asked.done()
     except BaseException as error:
         asked.done()
-        status = 0 if asked.number else _explain(error)
+        status = 0 if asked.number else _status(error)
     if asked.number:
         signals.leave(asked.number)
     sys.exit(status)
 
 
-def _explain(error: BaseException) -> int | str | None:
+def _status(error: BaseException) -> int | str | None:
     """The exit status after an error that a user can do something about, which becomes one line; others are raised."""
     if isinstance(error, SystemExit):
         return error.code
@@ -43,12 +46,9 @@ def _explain(error: BaseException) -> int | str | None:
         mute()
         return 141
     if isinstance(error, UserError):
-        line = str(error)
+        line = explain(error)
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        line = (
-            "there is not enough memory; take fewer --batch-size, a shorter --seq-length, a smaller model or larger "
-            "machine"
-        )
+        line = "there is not enough memory; take a smaller --batch-size, --seq-length or model, or a larger machine"
     elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
         asked = os.environ.get("JAX_PLATFORMS", "")
         line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"
@@ -58,3 +58,44 @@ def _explain(error: BaseException) -> int | str | None:
         raise error
     log(f"error: {' '.join(line.splitlines())}", sys.stderr)
     return 2
+
+
+# The parameters that messages name: the fields of a config, and what the other programs have besides.
+PARAMETERS = {f.name for f in fields(Config)} | {"label_key", "negative", "positive", "runner_options", "workers"}
+PARAMETERS |= {f"model.{f.name}" for f in fields(ModelConfig)} | {f"mesh.{f.name}" for f in fields(MeshConfig)}
+SCRIPTS = {"train": "python train.py", "eval": "python eval_sst.py", "sample": "python sample.py"}
+
+
+def explain(error: UserError) -> str:
+    """An error as a line: parameters are named as flags, and a command that mends it comes last."""
+    line = flags(str(error))
+    return f"{line}; try: {command(*error.command, **error.parameters)}" if error.command else line
+
+
+def flags(text: str) -> str:
+    """A library's text for the command line: `seq_length`, a parameter in backticks, becomes --seq-length."""
+    return re.sub("`([a-z][a-z_.]*)`", lambda name: _flag(name[1]) if name[1] in PARAMETERS else name[0], text)
+
+
+def command(program: str, *arguments: str, **parameters: object) -> str:
+    """A command to copy: `mlstm PROGRAM ...` where that was started, else one of the three scripts."""
+    installed = sys.argv[0].startswith("mlstm ") or program not in SCRIPTS
+    typed = lambda value: as_argument(value) if isinstance(value, Path) else quote(str(value))
+    named = (part for name, value in parameters.items() for part in (_flag(name), typed(value)))
+    return " ".join([f"mlstm {program}" if installed else SCRIPTS[program], *map(as_argument, arguments), *named])
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def at_home(argument: str) -> str:
+    """An argument with ~ for the user's folder where a shell leaves it: behind the = of --run-dir=~/x."""
+    flag, equals, value = argument.partition("=")
+    named = flag.startswith("--") and equals and value.startswith("~")
+    return f"{flag}={os.path.expanduser(value)}" if named else argument
+
+
+def as_argument(path: str | Path) -> str:
+    """A path as it is typed in a suggested command: quoted, and never taken for an option."""
+    return quote(f"./{path}" if str(path).startswith("-") else str(path))

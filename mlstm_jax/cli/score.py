@@ -23,6 +23,7 @@ import tyro
 from jaxtyping import Float
 
 from mlstm_jax import disk, unit_record
+from mlstm_jax.cli.program import flags
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
     KINDS,
@@ -174,7 +175,7 @@ def _reviews(chunk: Chunk, found: list[Source]) -> Iterator[Review]:
     rows = list(parse(chunk))
     for line, text, label, wrong in rows:
         framed = EMPTY if wrong else frame(text)
-        note = f"not readable: {wrong}" if wrong else "empty" if framed == EMPTY else None
+        note = f"not readable: {flags(wrong)}" if wrong else "empty" if framed == EMPTY else None
         yield Review(found[chunk.source].name, line, text, label, note, framed, chunk.read / len(rows))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlstm_jax import signals
-from mlstm_jax.cli import arguments
+from mlstm_jax.cli import arguments, program
 from mlstm_jax.config import Config
 from mlstm_jax.disk import raise_file_limit
 from mlstm_jax.errors import UserError
@@ -104,7 +104,7 @@ def verify(data: Any) -> int:
 def describe_data(data: Any, config: Config) -> None:
     """Print what is trained on."""
     for note in data.corpus.notes:
-        log(note, sys.stderr)
+        log(program.flags(note), sys.stderr)
     log(data.corpus.summary)
     log(
         f"one pass is {len(data.batches):,} updates of {config.batch_size} sequences x {config.seq_length} bytes; "

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mlstm_jax import config as configs
 from mlstm_jax import hardware, signals
+from mlstm_jax.cli import program
 from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.corpus import batches
@@ -145,7 +146,7 @@ def resume(run: Run, config: Config, data: Data, saved: dict[str, Any]) -> None:
         undo = f"remove {run.config_file}, which was edited; then " * bool(fixed.keys() & edited.keys())
         raise UserError(
             f"{run.path} is another run: {described} may not change once a run has started; {undo}"
-            f"python train.py --run-dir {quote(str(run.path))} resumes it as it is, another --run-dir starts anew"
+            f"{program.command('train', run_dir=run.path)} resumes it as it is, another --run-dir starts anew"
         )
     if changed:
         log(f"changed for this run from now on: {described}")
@@ -205,7 +206,7 @@ def fit(training: Training, compiled: Compiled) -> Stopped:
     """Update until the end, or until a signal; between updates log, validate, sample and save; save at last."""
     run, begun, mesh = training.run, training.update, training.mesh
     for line in plan.explain(training.config, training.state, mesh, training.precision, training.end - begun):
-        log(line)
+        log(program.flags(line))
     own = sharding.own_rows(mesh, training.config.batch_size)
     check, position = training.data.corpus.check, training.meta["position"]
     with (
@@ -362,7 +363,7 @@ def finish(training: Training, compiled: Compiled, stopped: Stopped) -> int:
     """Print how the run ended, with its loss curve and samples where it is finished. Returns the exit status."""
     run = training.run
     if stopped.signal:
-        again = f"python train.py --run-dir {quote(str(run.path))}"
+        again = program.command("train", run_dir=run.path)
         log(f"stopped and saved after update {training.update:,} of {training.end:,}; {again} goes on")
         return 128 + stopped.signal
     samples = [sample(training, compiled, number) for number in range(len(PRIMES))]
@@ -378,8 +379,8 @@ def finish(training: Training, compiled: Compiled, stopped: Stopped) -> int:
 
 def next_steps(run: Run) -> str:
     """The two commands to try on a trained run."""
-    name = quote(str(run.path))
-    return f"  python eval_sst.py {name}\n  python sample.py {name} --prime 'This movie '"
+    name = str(run.path)
+    return f"  {program.command('eval', name)}\n  {program.command('sample', name, prime='This movie ')}"
 
 
 def trace(training: Training, done: int) -> None:

@@ -46,7 +46,7 @@ class Batches:
                     f"shard {number + 1} of {len(shards)} has {size:,} bytes, but {batch_size} sequences x "
                     f"{seq_length} "
                     "bytes + 1 "
-                    f"= {need:,} are needed for one update; lower --batch-size, --seq-length or --shards"
+                    f"= {need:,} are needed for one update; lower `batch_size`, `seq_length` or `shards`"
                 )
         self.bytes = sum(sizes)
         self.counts = np.array([(size - 1) // (batch_size * seq_length) for size in sizes])

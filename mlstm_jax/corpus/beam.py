@@ -22,20 +22,20 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.text import decode, encode
 
 
-def runner(name: str, options: tuple[str, ...], out: Path) -> Spread:
+def runner(name: str, runner_options: tuple[str, ...], out: Path) -> Spread:
     """A Beam runner for `prepare` of `out`; each of its calls is a pipeline, whose results come when it ends.
 
-    `options` are Beam's or the runner's, as "parallelism=64". Raises UserError for those that are unknown.
+    `runner_options` are Beam's or the runner's, as "parallelism=64". Raises UserError for those that are unknown.
     """
-    parsed = PipelineOptions([f"--runner={name}", *(f"--{option}" for option in options)])
+    parsed = PipelineOptions([f"--runner={name}", *(f"--{option}" for option in runner_options)])
     try:
         with redirect_stderr(io.StringIO()) as printed:
             known = parsed.get_all_options()
     except SystemExit:  # Beam prints the usage of all its options, and what is wrong behind it
-        raise UserError(f"--runner-options: {printed.getvalue().strip().rpartition('error: ')[2]}") from None
-    for key in (option.partition("=")[0] for option in options):
+        raise UserError(f"`runner_options`: {printed.getvalue().strip().rpartition('error: ')[2]}") from None
+    for key in (option.partition("=")[0] for option in runner_options):
         if key not in known:
-            raise UserError(f"--runner-options: Beam knows no option {key!r}")
+            raise UserError(f"`runner_options`: Beam knows no option {key!r}")
     return partial(_spread, options=parsed, work=out / ".work")
 
 

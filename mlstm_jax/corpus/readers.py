@@ -234,7 +234,7 @@ def _file_of_lines(source, keys, size):
                 kind = "json"
             if kind == "json":
                 keys = keys_of_lines(head, keys, source.name)
-            named, why = "--text-key" if keys.text else "--label-key", "every line of a .txt file is a text"
+            named, why = "`text_key`" if keys.text else "`label_key`", "every line of a .txt file is a text"
             fits = kind == "json" or keys == Keys()
             if not fits:
                 raise UserError(f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")

@@ -37,7 +37,7 @@ def find_keys(there: list[str], keys: Keys, where: str, what: str, advice: str =
     label = _find([keys.label] if keys.label else [key for key in LABEL_KEYS if key != text], there, where, what)
     nearest = next((near for key in TEXT_KEYS if (near := _nearest(key, there))), None)
     usual, near = ", ".join(TEXT_KEYS), f" (is it {nearest!r}?)" if nearest else ""
-    name = f"none of {usual} is here; name the text with --text-key, one of: {listed(there)}{near}{advice}"
+    name = f"none of {usual} is here; name the text with `text_key`, one of: {listed(there)}{near}{advice}"
     if not text and not keys.text:
         raise UserError(f"{where}: {name}")
     for key, found in ((keys.text, text), (keys.label, label)):
@@ -106,7 +106,7 @@ def line_reader(keys: Keys) -> Callable[[bytes], tuple[str | None, str | None, s
         if isinstance(record, str):
             return None, None, record
         if keys.text is None:
-            return None, None, "no record near the file's start says where the text is; name it with --text-key"
+            return None, None, "no record near the file's start says where the text is; name it with `text_key`"
         return values(record.get(keys.text), record.get(keys.label), keys)
 
     return read

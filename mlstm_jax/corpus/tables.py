@@ -39,7 +39,7 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
         if known:
             raise UserError(f"{where}: this is a header; name a column by its name: {listed(header)}")
         header, rows = numbers, chain([first], rows)
-    advice = "; if this line is a review, the file has no header: give --text-key and --label-key as numbers of columns"
+    advice = "; if this line is a review, the file has no header: give `text_key` and `label_key` as numbers of columns"
     keys = find_keys(header, keys, where, "column", advice)
 
     def below():

@@ -114,7 +114,7 @@ def plan(config: Config, progress: Callable[[str], None] = lambda line: None) ->
     """
     name = config.plan.partition(":")[0].lower()
     if name not in CHIPS:
-        raise UserError(f"--plan {config.plan}: no hardware {name!r}; there are {', '.join(CHIPS)}")
+        raise UserError(f"`plan` {config.plan}: no hardware {name!r}; there are {', '.join(CHIPS)}")
     chip, devices = CHIPS[name], _devices(config.plan, name)
     precision = "bfloat16" if config.precision == "auto" else config.precision
 
@@ -199,7 +199,7 @@ def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterat
         bound = f", at most {batch_size * chip.bandwidth / chip.flops:.0%} of its peak" if chip else ""
         yield (
             f"warning: fewer than 64 rows a device ({batch_size}): the time loop is bound by memory, as it reads "
-            f"{read / 1e6:,.0f} MB of matrices for a byte of each{bound}; more --batch-size make better use of a device"
+            f"{read / 1e6:,.0f} MB of matrices for a byte of each{bound}; a larger `batch_size` makes better use of it"
         )
 
 

@@ -17,13 +17,13 @@ def _devices(topology, name):
         raise
     except Exception as error:  # jax and its plugins raise many kinds
         line = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        raise UserError(f"--plan {topology}: it cannot be compiled for here: {line}") from None
+        raise UserError(f"`plan` {topology}: it cannot be compiled for here: {line}") from None
 
 
 def _tpus(topology):
     sizes = [int(size) for size in topology.lower().partition(":")[2].split("x") if size.isdecimal()]
     if not sizes:
-        raise UserError(f"--plan {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
+        raise UserError(f"`plan` {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
     # What libtpu wants to know of the machine it believes to be on.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -34,7 +34,7 @@ def _tpus(topology):
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError(f"--plan {topology} takes libtpu, on Linux: pip install 'mlstm-jax[tpu]'") from None
+        raise UserError(f"`plan` {topology} takes libtpu, on Linux: pip install 'mlstm-jax[tpu]'") from None
     from jax.experimental import topologies
 
     # A host has 2 x 2 chips, and a topology of fewer is one host of all its chips, which older libtpus must be told.
@@ -54,12 +54,12 @@ GPUS = {
 
 def _gpus(topology, name):
     if topology.lower() != name:
-        raise UserError(f"--plan {topology}: one GPU is planned for, as {name}")
+        raise UserError(f"`plan` {topology}: one GPU is planned for, as {name}")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     try:
         import jax_plugins.xla_cuda13  # noqa: F401
     except ImportError:
-        raise UserError(f"--plan {topology} takes jax's CUDA plugin, on Linux: pip install 'mlstm-jax[cuda]'") from None
+        raise UserError(f"`plan` {topology} takes jax's CUDA plugin, on Linux: pip install 'mlstm-jax[cuda]'") from None
     import jax
     from jax.experimental import topologies
 

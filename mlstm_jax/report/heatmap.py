@@ -1,8 +1,4 @@
-"""A text byte by byte, coloured by one unit's value, as in figure 5 of Radford et al. 2017.
-
-mlstm heatmap runs/quickstart "I loved it." "I hated it."     # after eval_sst.py has found the unit
-mlstm heatmap runs/quickstart - --out review.html < review.txt
-"""
+"""A text byte by byte, coloured by one unit's value, as in figure 5 of Radford et al. 2017."""
 
 import unicodedata
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """What an evaluation found, section by section: a table, pictures, a word on each; printed, or bound into a report."""
 
 import platform
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -157,9 +156,7 @@ def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> S
     draw = partial(plots.over_training, *columns, folder / "over_training.png", title)
     bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
     rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
-    words = (
-        f"Of {len(checkpoints)} checkpoints (train.py --keep N keeps more), on the first 1,000 texts of train and test."
-    )
+    words = f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first 1,000 texts of train and test."
     header = ("update", "validation bits per byte", "unit alone")
     return Section("The unit over training", words, rows, header, drawn((draw, title)))
 
@@ -208,12 +205,12 @@ def read(model: Any, task: Task, found: Found, most: int = 3) -> Section:
     return Section("The unit byte by byte", words, heat=[heatmap.html(spans, scale, about)])
 
 
-def reproduce(model: Any, arguments: list[str]) -> Section:
+def reproduce(model: Any, command: str) -> Section:
     """How to come by all this again."""
     packages = ("jax", "numpy", "scikit-learn")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     rows = [
-        ("command", shlex.join(["python", "eval_sst.py", *arguments])),
+        ("command", command),
         ("weights, SHA-256", model.digest),
         ("precision", model.precision),
         ("versions", f"Python {platform.python_version()}, {versions}"),

@@ -61,9 +61,8 @@ def measure(
     they differ by the clamp alone. Raises UserError for a record of other weights or of another feature than the cell,
     and where `length` is 0.
     """
-    other = f"this unit was found in other weights; find that of {model.path}: {unit_record.command(record.task)}"
     if record.digest != model.digest:
-        raise UserError(other)
+        raise unit_record.other_weights(record, model.path)
     if length < 1:
         raise UserError("samples to judge need a length of at least 1 byte")
     values = [unit_record.clamp_value(record, k) for k in deviations]

@@ -15,11 +15,11 @@ from mlstm_jax.tasks.sst import BY_HAND, FILES, _is_release, read_split
 __all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "read_split"]
 
 
-def load(name: str, folder: Path | None = None, data_dir: Path | None = None) -> Task | Folds:
+def load(name: str, data: Path | None = None, data_dir: Path | None = None) -> Task | Folds:
     """The task of this name, every split in its file's order.
 
-    SST comes from the three CSV files in `folder`, else through tensorflow-datasets, which fetches it once into
-    `data_dir` (None: its own default). MR, CR, SUBJ and MPQA come from files in `folder`, as Folds. "tfds:NAME" is a
+    SST comes from the three CSV files in the folder `data`, else through tensorflow-datasets, which fetches it once
+    into `data_dir` (None: its own default). MR, CR, SUBJ and MPQA come from files there, as Folds. "tfds:NAME" is a
     set of tensorflow-datasets, as `from_file` reads it; that and a file of one's own take keys there.
     Raises UserError for an unknown task, missing or malformed files, and an SST that cannot be fetched. Source: Radford
     et al. 2017, section 4; packaged reviews as in `corpus.packaged`.
@@ -28,19 +28,19 @@ def load(name: str, folder: Path | None = None, data_dir: Path | None = None) ->
     if name not in NAMES and not name.startswith("tfds:"):
         raise UserError(f"unknown task {name!r}; there are: {known}")
     if name in published.PAIRS:
-        return published.load(name, folder)
-    if folder is not None and name != "sst":
-        raise UserError(f"--data DIR goes with the task sst, not with {name}")
+        return published.load(name, data)
+    if data is not None and name != "sst":
+        raise UserError(f"`data` goes with sst, mr, cr, subj and mpqa, not with {name}")
     if name.startswith("tfds:"):
         if data_dir is not None:
             raise UserError(f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
         return from_file(name)
     if name != "sst":
         return Task(name, "packaged split, not the paper's test set", **_packaged(name))
-    if folder is not None:
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}; {BY_HAND}")
-        paths = {split: folder / file for split, file in FILES.items()}
+    if data is not None:
+        if not data.is_dir():
+            raise UserError(f"no folder {data}; {BY_HAND}")
+        paths = {split: data / file for split, file in FILES.items()}
         splits = {split: read_split(path) for split, path in paths.items()}
         source = "the paper's binary sentences" if _is_release(paths.values()) else "local files"
     else:

@@ -130,7 +130,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
     if source.size == 0:
         raise UserError(f"{source.name} is empty; it needs texts with labels")
     plain = f"{source.name}: plain text has no labels; give CSV, TSV, JSON lines or Parquet"
-    nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with --label-key"
+    nameless = f"{source.name}: none of {', '.join(LABEL_KEYS)} is here; name the label with `label_key`"
     rows, left, bad, why, count = [], {}, [], "", 0
     for chunk in _headed(source, keys):
         if chunk.kind == "lines" and not chunk.keys.label:
@@ -218,10 +218,10 @@ def _classes(where, labels):
     count = Counter(labels)
     one = f"all texts have the label {_shown(labels[0])}"
     if len(count) <= 1:
-        raise UserError(f"{where}: {one}; two classes or more are needed, or another --label-key")
+        raise UserError(f"{where}: {one}; two classes or more are needed, or another `label_key`")
     most = f"{len(count):,} different labels in {len(labels):,} texts, at most {MOST_CLASSES} are taken"
     if len(count) > MOST_CLASSES:
-        raise UserError(f"{where}: {most}; this looks like no label column: name one with --label-key")
+        raise UserError(f"{where}: {most}; this looks like no label column: name one with `label_key`")
     values = {label: number(label) for label in count}
     numbered = None not in values.values()
     names = sorted(count, key=values.get) if numbered else sorted(count)
@@ -233,7 +233,7 @@ def _classes(where, labels):
         best = positive_of(*names)
         which = f"which of the labels {_shown(names[0])} and {_shown(names[1])} is the positive class"
         if best is None:
-            raise UserError(f"{where}: {which}? Name it with --positive LABEL")
+            raise UserError(f"{where}: {which}? Name it with `positive`")
         names.sort(key=best.__eq__)
     return tuple(names)
 
@@ -243,7 +243,7 @@ def _sides(where, labels, positive, negative):
     there = list(dict.fromkeys(labels))
     listed = textwrap.shorten(", ".join(map(_shown, sorted(there))) or "none", 300, placeholder=" ...")
     sides = []
-    for option, names in (("--negative", negative), ("--positive", positive)):
+    for option, names in (("`negative`", negative), ("`positive`", positive)):
         found = [(name, [label for label in there if _same(label, name)]) for name in dict.fromkeys(names)]
         for name, same in found:
             if not same:
@@ -253,7 +253,7 @@ def _sides(where, labels, positive, negative):
     if both:
         raise UserError(f"{where}: {', '.join(map(_shown, sorted(both)))} cannot be both positive and negative")
     others = [label for label in there if label not in sides[0] + sides[1]]
-    lacking = "--positive" if sides[0] else "--negative"
+    lacking = "`positive`" if sides[0] else "`negative`"
     known = all(sides) or len(others) == 1
     if not known:
         raise UserError(f"{where}: name the labels of the other class, too, with {lacking}; there are: {listed}")

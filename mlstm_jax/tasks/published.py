@@ -41,7 +41,7 @@ def load(name: str, folder: Path | None) -> Folds:
     # SentEval's script fetches and converts them all.
     by_hand = (
         f"put {either} (from {ORIGINS[name]}; in this form also in the data of github.com/facebookresearch/SentEval) "
-        "in a folder and name it with --data DIR"
+        "in a folder and name it with `data`"
     )
     if folder is None:
         raise UserError(f"the task {name} is read from local files; {by_hand}")

@@ -15,7 +15,7 @@ CHECKSUMS = Path(__file__).with_name("checksums.tsv")
 FILES = {split: f"{split}_binary_sent.csv" for split in ("train", "dev", "test")}
 BY_HAND = (
     f"put {FILES['train']}, {FILES['dev']} and {FILES['test']} (from the paper's code release, "
-    "github.com/openai/generating-reviews-discovering-sentiment, folder data) in a folder and name it with --data DIR"
+    "github.com/openai/generating-reviews-discovering-sentiment, folder data) in a folder and name it with `data`"
 )
 
 

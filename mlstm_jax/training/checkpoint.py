@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from shlex import quote
 from typing import Any
 
 import jax
@@ -131,8 +130,9 @@ class Saver:
         if not _all_finite((params, train)):
             raise UserError(
                 f"{self.run.path}: update {step} has left parameters, moments or a carried state that are not finite, "
-                "and "
-                f"that are not saved; {self._safe()}"
+                f"and that are not saved; {self._safe()}",
+                "train",
+                run_dir=self.run.path,
             )
         meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
         meta["digests"]["meta"] = _meta_digest(meta)
@@ -188,7 +188,7 @@ class Saver:
             if not _may_pass(error):  # else the next one is read
                 raise UserError(
                     f"{self.run.path}: checkpoint {step} was saved, but cannot be read again ({_cause(error)}); "
-                    "choose another --run-dir, on another disk"
+                    "choose another `run_dir`, on another disk"
                 ) from None
 
     def _try_again(self, step, error):
@@ -215,14 +215,14 @@ class Saver:
 
     def _failed(self, step, error):
         failed = f"{self.run.path}: checkpoint {step} could not be saved ({_cause(error)})"
-        return UserError(f"{failed}; {self._safe()} once that is put right")
+        return UserError(f"{failed}; {self._safe()} once that is put right", "train", run_dir=self.run.path)
 
     def _safe(self):
         """What is left of the run, and how it goes on."""
         safe = self.run.steps()
         whole = f"checkpoint {safe[-1]} is safe, and" if safe else "there is no checkpoint yet, and"
         goes_on = "goes on from there" if safe else "starts again"
-        return f"{whole} the same command, or python train.py --run-dir {quote(str(self.run.path))}, {goes_on}"
+        return f"{whole} the same command {goes_on}"
 
     def _close(self):
         manager, self.manager = self.manager, None
@@ -290,7 +290,7 @@ def load_params(run: Run, log: Callable[[str], None], update: int | None = None)
     """
     found, _ = _newest_whole(run, log, ("params",), None, update)
     if found is None:
-        raise UserError(f"{run.path} holds no checkpoint yet; python train.py --run-dir {run.path} trains on")
+        raise UserError(f"{run.path} holds no checkpoint yet", "train", run_dir=run.path)
     return found[0]["params"], found[1]
 
 

@@ -18,7 +18,7 @@ from mlstm_jax.errors import UserError
 def start(config: Config) -> None:
     """Join the other processes of this run, where there are any; before the first use of a device.
 
-    They are named by --coordinator, or found by jax on Slurm, TPU slices and GKE. A process that dies ends the others
+    They are named by `coordinator`, or found by jax on Slurm, TPU slices and GKE. A process that dies ends the others
     within two minutes. Raises UserError where they do not find each other.
     """
     several = _cluster(os.environ)

@@ -40,8 +40,8 @@ def shape(config: MeshConfig, devices: int) -> dict[str, int]:
     if devices % known != 0 or (-1 not in sizes.values() and known != devices):
         raise UserError(
             f"a mesh of {axes} (data, fsdp, model) does not fit {devices} device{'s' * (devices > 1)}; change "
-            "--mesh.data, "
-            "--mesh.fsdp or --mesh.model, one of which may be -1, what is left"
+            "`mesh.data`, "
+            "`mesh.fsdp` or `mesh.model`, one of which may be -1, what is left"
         )
     return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
@@ -58,8 +58,8 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if config.batch_size % (spread * config.grad_accumulation) != 0:
         raise UserError(
             f"{config.batch_size} rows{groups} cannot be spread over {spread} devices in equal parts; change "
-            "--batch-size, "
-            "--grad-accumulation or --mesh"
+            "`batch_size`, "
+            "`grad_accumulation` or `mesh`"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -75,7 +75,7 @@ def require_units(hidden: int, mesh: Mesh) -> None:
     if hidden % width != 0:
         raise UserError(
             f"{hidden} units cannot be spread over {width} devices in equal parts (mesh axes fsdp and model); "
-            "change --model.hidden or --mesh"
+            "change `model.hidden` or `mesh`"
         )
 
 

@@ -1,7 +1,4 @@
-"""Weights in other programs' formats, in and out; the format is told from the files (layouts: docs/weights.md).
-
-mlstm convert SRC DST [--format openai|seed|safetensors]
-"""
+"""Weights in other programs' formats, in and out; the format is told from the files (layouts: docs/weights.md)."""
 
 import json
 import math

@@ -11,15 +11,15 @@ from mlstm_jax.model.unroll import Loops
 
 
 def choose(config: Config, mesh: Mesh, precision: str) -> tuple[Loops | None, str | None]:
-    """The loops that --kernels asks for, None for the plain ones; and why these, where it asks for others."""
+    """The loops that `kernels` asks for, None for the plain ones; and why these, where it asks for others."""
     if config.kernels == "xla":
         return None, None
     device, batch_size = mesh.devices.flat[0], config.batch_size // config.grad_accumulation
     batch_size //= mesh.shape["data"] * mesh.shape["fsdp"]
     if mesh.shape["model"] > 1:
-        return None, "its kernels do not spread units over devices (--mesh.model)"
+        return None, "its kernels do not spread units over devices (`mesh.model`)"
     if config.remat_every:
-        return None, "its kernels keep what --remat-every computes again"
+        return None, "its kernels keep what `remat_every` computes again"
     if device.platform == "tpu":
         from mlstm_jax.model.kernels import tpu as kernels
 

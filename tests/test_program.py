@@ -1,0 +1,54 @@
+"""How a program ends: what an error says on the command line."""
+
+import inspect
+import pickle
+import sys
+
+import pytest
+
+from mlstm_jax import config as configs
+from mlstm_jax import unit_record
+from mlstm_jax.cli import corpus, evaluate, program
+from mlstm_jax.errors import Damaged, UserError
+
+
+def test_parameters_in_backticks_are_flags_on_the_command_line():
+    said = program.flags("change `batch_size`, `mesh.fsdp` or (`data`); see `label_key`.")
+    assert said == "change --batch-size, --mesh.fsdp or (--data); see --label-key."
+
+
+@pytest.mark.parametrize(
+    "text", ["a`b.csv", "`mine`", "`seq length`", "`Data`", "`../data`", "``", "`data", "the label `good`"]
+)
+def test_other_backticks_stay_as_they_are(text):
+    assert program.flags(text) == text == program.explain(UserError(text))
+
+
+def test_every_parameter_is_a_flag_of_a_program():
+    known = {name for main in (evaluate.main, corpus.main) for name in inspect.signature(main).parameters}
+    config = configs.to_dict(configs.Config())
+    known |= {*config, *(f"{group}.{name}" for group in ("model", "mesh") for name in config[group])}
+    assert program.PARAMETERS <= known
+
+
+def test_a_command_is_that_of_the_program_which_was_started(monkeypatch):
+    error = UserError("no unit", "eval", "RUN", task="two words", feature="cell")
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+    assert program.explain(error) == "no unit; try: python eval_sst.py RUN --task 'two words' --feature cell"
+    assert program.command("corpus", "in.txt", out="a b") == "mlstm corpus in.txt --out 'a b'"
+    monkeypatch.setattr(sys, "argv", ["mlstm sample", "runs/x"])
+    assert program.explain(error) == "no unit; try: mlstm eval RUN --task 'two words' --feature cell"
+
+
+@pytest.mark.parametrize("kind", [UserError, Damaged])
+def test_an_error_of_another_process_keeps_its_command(kind):
+    error = pickle.loads(pickle.dumps(kind("no unit", "eval", "RUN", task="imdb")))
+    assert type(error) is kind and program.explain(error).endswith("RUN --task imdb")
+
+
+def test_a_program_ends_with_the_line_and_status_2(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        program.script(lambda: unit_record.load([tmp_path], "d1", "imdb") and 0)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no unit record ") and line.endswith("; try: python eval_sst.py RUN --task imdb")
