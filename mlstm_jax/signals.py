@@ -68,6 +68,12 @@ def leave_at_once() -> None:
         signal.signal(number, lambda number, _: leave(number))
 
 
+def ignore() -> None:
+    """From now on no signal ends the program: its work is done, and only Python itself is left to end."""
+    for number in ending():
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave(number: int) -> None:
     """End with the status of a signal, and with one line where it was Ctrl-C.
 

@@ -1,5 +1,6 @@
 """How a program ends: errors, signals, a reader that has gone."""
 
+import atexit
 import io
 import os
 import re
@@ -22,6 +23,7 @@ def script(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
     sys.argv[1:] = [at_home(arg) for arg in sys.argv[1:]]
+    atexit.register(signals.ignore)  # runs after all that is registered later
     asked = signals.Asked()
     try:
         asked.watch()
