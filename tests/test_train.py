@@ -544,13 +544,6 @@ def test_metrics_that_a_crash_damaged_do_not_stop_a_run(reviews, tmp_path):
     assert path.read_bytes().startswith(b'{"update": 5,')
 
 
-def test_never_to_be_scored_is_scored_once_at_the_end(reviews, finished, tmp_path):
-    assert train.run(arguments(reviews, tmp_path / "run", "--eval-every", "0")) == 0
-    figures = lambda run_dir: [m for m in run_folder.read_metrics(run_dir) if "validation_bits_per_byte" in m]
-    (scored,), expected = figures(tmp_path / "run"), figures(finished)[-1]
-    assert scored["update"] == 20 and scored["validation_bits_per_byte"] == expected["validation_bits_per_byte"]
-
-
 @pytest.mark.parametrize(
     "content, more, message",
     [

@@ -22,7 +22,7 @@ def mlstm() -> None:
     if command in COMMANDS:
         module = importlib.import_module(f"mlstm_jax.cli.{COMMANDS[command][0]}")
         sys.argv = [f"mlstm {command}", *arguments]
-        script(lambda: module.run(arguments))
+        script(lambda: module.run(sys.argv[1:]))
     elif command == "--version":
         from mlstm_jax import __version__
 

@@ -91,7 +91,10 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
     if {"-h", "--help"} & set(rest):  # which shows what a run holds that may be a stranger's
         texts = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
         default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
-    description = f"Train an mLSTM byte by byte. --config NAME or FILE sets the defaults below (now: {source})."
+    description = (
+        f"Train an mLSTM byte by byte. --config NAME or FILE sets the defaults below (now: {source}). "
+        "With --plan, --json prints one JSON object."
+    )
     config = tyro.cli(Config, default=default, args=rest, prog="mlstm train", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
 

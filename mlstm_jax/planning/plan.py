@@ -103,7 +103,7 @@ class Plan(NamedTuple):
     time_loops: list[Loop] | None
     writes_weight_every_byte: bool | None  # whether any step of these writes an array of a weight's size
     estimate: Estimate
-    largest_hidden: int | None  # with --largest
+    largest_hidden: int | None  # where that was asked for
 
 
 def plan(config: Config, progress: Callable[[str], None] = lambda line: None) -> Plan:
