@@ -99,7 +99,7 @@ class Config:
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
     plan: str | None = None
-    """Compile the update for hardware that is not there, as v5e:2x4 or h200, estimate its memory and speed, and exit."""
+    """Compile the update for hardware that is not there, as v5e:2x4 or h200, estimate memory and speed, and exit."""
     largest: bool = False
     """When planning, look for the most units that fit, too."""
     profile: int = 0
