@@ -25,6 +25,7 @@ from benchmarks.common import (
 )
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.inference import generate
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import parameters
 from mlstm_jax.model.cell import Held
 
@@ -47,15 +48,15 @@ def main(
     """
     console.print(machine())
     weights = jax.jit(parameters.prepare_to_read)(parameters.init(ModelConfig(hidden=hidden), seed=0))
-    write = lambda num, length, *temperature, **options: list(
-        generate.stream(weights, b"\n ", num, length, *temperature, **options)
+    write = lambda num, length, clamp=None, **options: list(
+        generate.stream(weights, b"\n ", num, length, clamp, SamplingOptions(**options))
     )
     for num in batch_size:
         write(num, length)
     held = Held(units=jnp.ones(hidden, bool), values=jnp.ones(hidden))
     with compilations() as compiled:
-        write(batch_size[0], length // 2 + 1, 0.1, clamp=held, seed=3)
-        write(batch_size[0], length + 1, 0.0, top_k=3, top_p=0.5)
+        write(batch_size[0], length // 2 + 1, held, temperature=0.1, seed=3)
+        write(batch_size[0], length + 1, temperature=0.0, top_k=3, top_p=0.5)
     memory = peak_memory()
     runs = {num: partial(write, num, length) for num in batch_size}
     times, rates = in_turn(runs, {"matmul": matmul(), "read": reading(hidden), "copy": copying()}, rounds)

@@ -15,6 +15,7 @@ from mlstm_jax.cli.program import explain
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import parameters
 from mlstm_jax.sentiment import clamp_effect
 from mlstm_jax.sentiment.clamp_effect import Estimate, Row
@@ -68,7 +69,9 @@ SCORERS = {"g": share_of_g, "b": lambda texts: 1 - share_of_g(texts), "none": la
 
 @pytest.fixture(scope="module")
 def rows(lm, record):
-    return clamp_effect.measure(lm, record, num=24, length=40, temperature=1.0, scorers=SCORERS)
+    return clamp_effect.measure(
+        lm, record, num=24, length=40, options=SamplingOptions(temperature=1.0), scorers=SCORERS
+    )
 
 
 def test_the_planted_unit_sets_what_is_written(rows, record):
@@ -86,7 +89,7 @@ def test_a_unit_of_the_other_sign_drives_the_other_way(lm, record):
 
 
 def test_scores_and_bits_are_those_of_the_samples(lm, record, rows):
-    texts = lm.generate("", 24, 40, 1.0, {7: clamp_value(record, -2)}, 0)
+    texts = lm.generate("", 24, 40, {7: clamp_value(record, -2)}, temperature=1.0)
     assert rows[1].texts == texts
     assert rows[1].scores["g"].mean == pytest.approx(share_of_g(texts).mean())
     logits = [np.asarray(lm.read(f"\n {text}".encode())[0], np.float64)[1:-1] for text in texts]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import generate
 from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import cell, parameters
 
 ROOT = Path(__file__).parent.parent
@@ -162,7 +164,7 @@ def test_no_setting_compiles_again(lm, request):
 @settings(deadline=None, max_examples=6)
 @given(value=st.floats(-3, 3, width=32), cut=st.integers(1, 100), of=st.sampled_from(["cell", "hidden"]))
 def test_a_schedule_of_one_value_is_a_constant_clamp(lm, value, cut, of):
-    hold = lambda clamp: written(lm, "I ", 2, 90, clamp=clamp, clamp_of=of)
+    hold = lambda clamp: written(lm, "I ", 2, 90, clamp=clamp, clamp_feature=of)
     constant = hold({3: value})
     assert hold({3: [(0, value)]}) == hold({3: [(0, value), (cut, value)]}) == constant
     assert hold({3: [(0, None)]}) == hold({3: [(5, None)]}) == hold({}) == written(lm, "I ", 2, 90)
@@ -212,7 +214,7 @@ def test_a_schedule_holds_each_value_from_its_byte_on(lm, of):
     values = [None] * 5 + [2.0] * 60 + [-2.0] * 15 + [None] * 10
     schedule = {3: [(5, 2.0), (65, -2.0), (80, None)], 7: [(80, None)]}
     expected, states = by_hand(lm, b"\n I ", 90, values, of)
-    assert written(lm, "I ", 2, 90, temperature=0, clamp=schedule, clamp_of=of) == [expected] * 2
+    assert written(lm, "I ", 2, 90, temperature=0, clamp=schedule, clamp_feature=of) == [expected] * 2
     found = np.array([state[of == "hidden"][0, 3] for state in states])
     assert (found[5:65] == 2).all() and (found[65:80] == -2).all() and not np.isin(found[80:], (2, -2)).any()
 
@@ -223,7 +225,9 @@ def test_the_hidden_state_is_held_and_the_cell_is_not(lm):
     zero = cell.zero_state(lm.weights, 1)
     _, (c, h) = cell.scan(lm.weights, data, zero, None, clamp, lambda state: state, "hidden")
     assert (h[..., 3] == 0.5).all() and not (c[..., 3] == 0.5).any() and not (h[..., 4] == 0.5).any()
-    texts = {of: lm.generate("I ", 1, 90, temperature=0, clamp={3: 0.9}, clamp_of=of)[0] for of in ("cell", "hidden")}
+    texts = {
+        of: lm.generate("I ", 1, 90, temperature=0, clamp={3: 0.9}, clamp_feature=of)[0] for of in ("cell", "hidden")
+    }
     assert len(set(texts.values())) == 2
 
 
@@ -242,7 +246,7 @@ def test_a_prime_read_clamped_is_what_reading_it_clamped_gives(lm):
 def test_a_prime_is_read_under_the_values_of_byte_0(lm):
     clamp = held(lm, 3, 0.8)
     expected, _ = by_hand(lm, b"\n I ", 70, [0.8] * 30 + [-0.8] * 40, "hidden", clamp)
-    options = dict(clamp={3: [(0, 0.8), (30, -0.8)]}, clamp_of="hidden", clamp_prime=True)
+    options = dict(clamp={3: [(0, 0.8), (30, -0.8)]}, clamp_feature="hidden", clamp_prime=True)
     assert written(lm, "I ", 1, 70, temperature=0, **options) == [expected]
 
 
@@ -298,7 +302,7 @@ def test_what_is_heard_is_what_is_written(lm):
 
 
 def test_a_text_with_all_options_is_the_same_alone_and_in_a_batch(lm):
-    options = dict(length=130, temperature=0.9, seed=3, top_k=40, top_p=0.95, clamp_of="hidden", clamp_prime=True)
+    options = dict(length=130, temperature=0.9, seed=3, top_k=40, top_p=0.95, clamp_feature="hidden", clamp_prime=True)
     options |= dict(stop=True, clamp={3: [(0, 0.5), (70, None)], 4: -0.3})
     batch = lm.generate("The ", num=70, **options)
     assert lm.generate("The ", num=1, **options) == batch[:1] and lm.generate("The ", num=18, **options) == batch[:18]
@@ -342,13 +346,27 @@ def test_any_other_clamp_is_one_clear_line(text):
         assert "=" in text and len(parts) == text.count(",") + 1 and isinstance(unit, int)
 
 
+def sampled(weights, **options):
+    """What `mlstm sample` does, with the options of sampling among the others."""
+    drawn = {field.name: options.pop(field.name) for field in fields(SamplingOptions) if field.name in options}
+    sample.main(weights, options=SamplingOptions(**drawn), **options)
+
+
 def test_json_is_one_object_a_sample_and_all_that_stdout_holds(lm, saved, capsys):
-    sample.main(saved, prime="I ", num=3, length=70, clamp=("3=1.0,free@20", "5=-1"), top_k=9, seed=4, json=True)
+    sampled(saved, prime="I ", num=3, length=70, clamp=("3=1.0,free@20", "5=-1"), top_k=9, seed=4, json=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2]
-    expected = lm.generate("I ", 3, 70, 0.7, {3: [(0, 1.0), (20, None)], 5: -1.0}, 4, top_k=9)
+    expected = lm.generate("I ", 3, 70, {3: [(0, 1.0), (20, None)], 5: -1.0}, seed=4, top_k=9)
     assert [line["text"] for line in lines] == expected
-    said = {"prime": "I ", "seed": 4, "temperature": 0.7, "top_k": 9, "top_p": 1.0, "clamp_of": "cell", "stop": False}
+    said = {
+        "prime": "I ",
+        "seed": 4,
+        "temperature": 0.7,
+        "top_k": 9,
+        "top_p": 1.0,
+        "clamp_feature": "cell",
+        "stop": False,
+    }
     said |= {"clamp": {"3": [[0, 1.0], [20, None]], "5": [[0, -1.0]]}, "length": 70}
     assert all(line | said == line for line in lines)
 
@@ -356,9 +374,9 @@ def test_json_is_one_object_a_sample_and_all_that_stdout_holds(lm, saved, capsys
 @pytest.mark.parametrize("length", [0, 1, 64, 150])
 def test_a_streamed_sample_is_the_sample(saved, capsys, length):
     options = dict(prime="é\udcff ", length=length, temperature=2.0, seed=9)
-    sample.main(saved, num=1, **options)
+    sampled(saved, num=1, **options)
     whole = capsys.readouterr().out
-    sample.main(saved, stream=True, **options)
+    sampled(saved, stream=True, **options)
     assert capsys.readouterr().out == whole and "é\ufffd " in whole
 
 
@@ -373,7 +391,7 @@ def test_no_character_is_torn_in_a_stream(tmp_path, capsys, monkeypatch):
     LanguageModel(params | {"out_b": params["out_b"].at[first].set(9.0)}, Path("nowhere")).save(tmp_path / "model")
     printed = []
     monkeypatch.setattr("builtins.print", lambda *values, **_: printed.append("".join(map(str, values))))
-    sample.main(tmp_path / "model", prime="€: ", length=300, stream=True)
+    sampled(tmp_path / "model", prime="€: ", length=300, stream=True)
     pieces = [piece for piece in printed if piece]
     assert len(pieces) > 10 and "".join(pieces) == "€: " + "€" * 100
 
@@ -387,7 +405,7 @@ def test_a_reader_who_goes_ends_a_stream_in_silence(saved):
 def test_a_terminal_hears_no_control_characters(saved, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for stream in (True, False):
-        sample.main(saved, stream=stream, num=1, length=300, temperature=3.0)
+        sampled(saved, stream=stream, num=1, length=300, temperature=3.0)
         shown = capsys.readouterr().out
         assert len(shown) > 200 and not {chr(c) for c in range(32)} - {"\n", "\t"} & set(shown)
 
@@ -400,16 +418,16 @@ def test_sentiment_and_a_schedule_hold_their_units(lm, saved, capsys):
     about = dict(digest=lm.digest, update=None, task="my-texts", note="made for a test", feature="cell", c=1.0)
     record = unit_record.UnitRecord(**about, **measured, **accuracies, coefficients=(0.0,) * 16, intercept=0.0)
     unit_record.save(record, saved / "units")
-    sample.main(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",))
+    sampled(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",))
     streams = capsys.readouterr()
     held = {2: 0.2 - 2 * 0.25, 3: [(20, 1.0)]}
     assert streams.out == lm.generate("", 1, 90, temperature=0, clamp=held)[0] + "\n"
     assert "holding unit 2 at -0.3" in streams.err
-    sample.main(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",), task="my-texts", json=True)
+    sampled(saved, num=1, length=90, temperature=0, sentiment=2.0, clamp=("3=1.0@20",), task="my-texts", json=True)
     line = json.loads(capsys.readouterr().out)
     assert line["text"] + "\n" == streams.out and line["clamp"]["2"] == [[0, pytest.approx(-0.3)]]
     with pytest.raises(UserError, match="--sentiment holds unit 2, and so does --clamp"):
-        sample.main(saved, sentiment=2.0, clamp=("2=1.0@20",))
+        sampled(saved, sentiment=2.0, clamp=("2=1.0@20",))
 
 
 @pytest.mark.parametrize(

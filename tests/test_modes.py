@@ -16,6 +16,7 @@ import contextlib, hashlib, io, json, pathlib, sys
 import jax
 from mlstm_jax.cli import evaluate, sample, train
 import mlstm_jax
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint
 from mlstm_jax.cli import heatmap, score
@@ -43,8 +44,9 @@ for run in ("healthy", "new", "narrow"):
 run = pathlib.Path("new")
 about = json.loads(printed(evaluate.main, run, task="reviews.csv", json=True))
 found["evaluation"] = about
-held = dict(clamp=(f"{(about['unit'] + 1) % 16}=1.0@0,free@20",), sentiment=2.0, clamp_prime=True)
-for options in (dict(top_k=5, top_p=0.9), held):
+clamp = (f"{(about['unit'] + 1) % 16}=1.0@0,free@20",)
+held = dict(clamp=clamp, sentiment=2.0, options=SamplingOptions(clamp_prime=True))
+for options in (dict(options=SamplingOptions(top_k=5, top_p=0.9)), held):
     found[f"samples {options}"] = printed(sample.main, run, num=3, length=40, json=True, **options)
 printed(score.main, run, ("reviews.csv",), out=pathlib.Path("scored.csv"))
 found["scores"] = pathlib.Path("scored.csv").read_text()

@@ -8,13 +8,15 @@ python sample.py runs/quickstart --sentiment +2      # after eval_sst.py has fou
 import codecs
 import contextlib
 import sys
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from mlstm_jax.errors import UserError
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.text import encode, printable, show
 
 
@@ -25,18 +27,12 @@ def main(
     prime: str = "",
     num: int | None = None,
     length: int = 300,
-    temperature: float = 0.7,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
     clamp: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="UNIT=VALUE[@BYTE][,VALUE@BYTE...]"), tyro.conf.UseAppendAction
     ] = (),
-    clamp_feature: Literal["cell", "hidden"] = "cell",
-    clamp_prime: bool = False,
     sentiment: float | None = None,
     task: str | None = None,
-    stop: bool = False,
+    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SamplingOptions(),
     stream: bool = False,
     json: bool = False,
 ) -> None:
@@ -47,17 +43,11 @@ def main(
         prime: What every sample begins with.
         num: Samples, all in one batch; by default 4, and 1 with --stream.
         length: Bytes of every sample after the prime.
-        temperature: Below 1 is more cautious; 0 always takes the likeliest byte.
-        top_k: Draw from this many of the likeliest bytes only; 0 is all.
-        top_p: Draw from the fewest bytes that have this much of the probability; 1 is all.
-        seed: The same seed gives the same texts, each the same alone and in a batch, but for the last digit.
         clamp: Hold a unit at a value while writing, as in 2388=1.0; repeat it for several units. 2388=1.0@0,-1.0@200
             changes the value at byte 200 after the prime, and 2388=1.0,free@200 lets the unit go there.
-        clamp_feature: Which state of the units of --clamp is held, after every byte.
-        clamp_prime: Hold the units while the prime is read, too, at the values they have at byte 0.
         sentiment: Hold the unit that eval_sst.py found, this many deviations from neutral; above 0 is positive.
         task: The task whose unit --sentiment holds; by default the one evaluated last.
-        stop: End a sample before the first newline it writes: there the review ends. --length is then the most.
+        options: How the bytes are drawn.
         stream: Print the one sample while it is written.
         json: Print one JSON object a line for each sample on stdout, and all else on stderr.
     """
@@ -71,7 +61,7 @@ def main(
         raise UserError("--stream prints text and --json prints objects; leave one out")
     if stream and num not in (None, 1):
         raise UserError("--stream prints one sample; leave --num out")
-    if sentiment is not None and clamp_feature != "cell":
+    if sentiment is not None and options.clamp_feature != "cell":
         raise UserError("--sentiment holds a cell state; leave --clamp-feature out")
     if task is not None and sentiment is None:
         raise UserError("--task says whose unit --sentiment holds; add --sentiment, as in +2")
@@ -90,19 +80,19 @@ def main(
             print(f"holding unit {record.unit} at {value:.4g}", file=sys.stderr)
             held[record.unit] = [(0, value)]
     shown = printable if sys.stdout.isatty() else lambda text: text
-    options = dict(top_k=top_k, top_p=top_p, clamp_of=clamp_feature, clamp_prime=clamp_prime, stop=stop)
+    drawn = asdict(options)
     if stream:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # no character is cut between two pieces
         write = lambda data, final=False: print(shown(decoder.decode(data, final)), end="\n" * final, flush=True)
         first = [encode(prime)]  # printed with what follows, so that a refused option prints nothing
         on_bytes = lambda _, piece: write((first.pop() if first else b"") + piece)
-        model.generate(prime, 1, length, temperature, held, seed, on_bytes=on_bytes, **options)
+        model.generate(prime, 1, length, held, on_bytes=on_bytes, **drawn)
         write(b"".join(first), final=True)
         return
-    texts = model.generate(prime, num, length, temperature, held, seed, show_progress=True, **options)
+    texts = model.generate(prime, num, length, held, show_progress=True, **drawn)
     if json:
-        about = dict(prime=show(encode(prime)), seed=seed, temperature=temperature, length=length, clamp=held)
-        about |= options | {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
+        about = {"prime": show(encode(prime)), "length": length, "clamp": held} | drawn
+        about |= {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
         texts = [dumps({"text": text, "index": index} | about) for index, text in enumerate(texts)]
     print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)
 

@@ -24,6 +24,7 @@ from mlstm_jax.corpus.build import Data
 from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import generate, language_model
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import parameters
 from mlstm_jax.planning import plan
 from mlstm_jax.report import plots
@@ -354,8 +355,8 @@ def sample(training: Training, compiled: Compiled, number: int) -> str:
     if not processes.is_first():
         return ""
     prime, weights = PRIMES[number], jax.tree.map(lambda w: w.addressable_data(0), whole)
-    seed = training.config.seed + training.update + number
-    (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, temperature=0.7, seed=seed)
+    options = SamplingOptions(seed=(training.config.seed + training.update + number) % 2**32)
+    (text,) = generate.generate(weights, b"\n " + prime.encode(), 1, 160, options=options)
     return "sample: " + printable(" ".join((prime + show(text)).split()))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mlstm_jax.errors import UserError
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model.cell import Held, State, Weights, scan, step, zero_state
 from mlstm_jax.model.parameters import read_out
 
@@ -17,6 +18,21 @@ Schedule = Mapping[int, float | Sequence[tuple[int, float | None]]]  # unit -> v
 
 CHUNK = 16  # bytes in one compiled call, whatever the length asked for: as often a stream is heard of
 GROUP = 64  # samples side by side on a CPU, at most: a few shapes, and products large enough
+
+
+class Limits(NamedTuple):
+    """The numbers that decide which byte is drawn; as arrays, so that other numbers compile nothing again."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+
+
+class Piece(NamedTuple):
+    """The next bytes of a sample, and its number."""
+
+    sample: int
+    data: bytes
 
 
 def likely(
@@ -88,12 +104,12 @@ def _prime(weights, prime: bytes, clamp, of) -> State:
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="of")
-def _write(weights, state, keys, first, temperature, top_k, top_p, clamps, of):
+def _write(weights, state, keys, first, limits, clamps, of):
     def body(state, inputs):
         position, clamp = inputs
         keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
         logits = read_out(weights, state[1])
-        bytes_ = jax.vmap(choose, (0, 0, None, None, None))(keys_here, logits, temperature, top_k, top_p)
+        bytes_ = jax.vmap(choose, (0, 0, None, None, None))(keys_here, logits, *limits)
         return step(weights, state, bytes_, clamp, of), bytes_
 
     state, written = jax.lax.scan(body, state, (first + jnp.arange(len(clamps.units), dtype=jnp.int32), clamps))
@@ -105,49 +121,44 @@ def stream(
     prime: bytes,
     num: int,
     length: int,
-    temperature: float = 1.0,
     clamp: Held | Mapping[int, Held | None] | None = None,
-    seed: int = 0,
-    *,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    of: Literal["cell", "hidden"] = "cell",
-    clamp_prime: bool = False,
-    stop: bool = False,
-) -> Iterator[tuple[int, bytes]]:
-    """`num` samples of `length` bytes that follow `prime`, as they are written: (sample, its next bytes), bytes apart.
+    options: SamplingOptions = SamplingOptions(),
+) -> Iterator[Piece]:
+    """`num` samples of `length` bytes that follow `prime`, piece by piece, as they are written.
 
     Sample i draws with the key fold_in(seed, i), and is the same text alone and in a batch, unless the last digit,
     which depends on the size of the batch, decides between two bytes.
-    `clamp` overwrites the state `of` the units that it holds after every byte written; one that changes is a mapping
-    from the byte at which a stretch begins, 0 among them. With `clamp_prime` the prime is read under its first stretch.
-    With `stop` a sample ends before the first newline that it writes.
+    `clamp` overwrites the state of the units that it holds after every byte written; one that changes is a mapping
+    from the byte at which a stretch begins, 0 among them.
     """
     held = dict(sorted(clamp.items())) if isinstance(clamp, Mapping) else {0: clamp}
     free = Held(np.zeros(weights.hidden, bool), np.zeros(weights.hidden, np.float32))
     stretches = [free if value is None else value for value in held.values()]
-    after_prime = _prime(weights, prime, stretches[0] if clamp_prime else free, of)
+    of = options.clamp_feature
+    after_prime = _prime(weights, prime, stretches[0] if options.clamp_prime else free, of)
     clamps = jax.tree.map(lambda *parts: np.stack(parts), *stretches)
-    limits = jnp.float32(temperature), jnp.int32(min(top_k, 256)), jnp.float32(top_p)
+    limits = Limits(jnp.float32(options.temperature), jnp.int32(min(options.top_k, 256)), jnp.float32(options.top_p))
     on_cpu = jax.default_backend() == "cpu"
     group = min(GROUP, 1 << (num - 1).bit_length()) if on_cpu else num
     chunk = CHUNK if on_cpu else 4 * CHUNK  # there a call costs more
     for first in range(0, num, group):
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(group, dtype=jnp.int32))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(options.seed)))(
+            first + jnp.arange(group, dtype=jnp.int32)
+        )
         state = tuple(jnp.repeat(s, group, axis=0) for s in after_prime)
         writing = list(range(min(group, num - first)))
         for start in range(0, length, chunk):
             # One clamp for every byte: the shape, and so the compiled program, is the same whatever is held when.
             now = np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1
             clamps_now = jax.tree.map(lambda part, now=now: part[now], clamps)
-            state, written = _write(weights, state, keys, np.int32(start), *limits, clamps_now, of)
+            state, written = _write(weights, state, keys, np.int32(start), limits, clamps_now, of)
             written = np.asarray(written)[:, : length - start]
             for i in list(writing):
                 piece = written[i].tobytes()
-                if stop and b"\n" in piece:
+                if options.stop and b"\n" in piece:
                     piece = piece[: piece.index(b"\n")]
                     writing.remove(i)
-                yield first + i, piece
+                yield Piece(first + i, piece)
             if not writing:
                 break
 
@@ -157,15 +168,13 @@ def generate(
     prime: bytes,
     num: int,
     length: int,
-    temperature: float = 1.0,
     clamp: Held | Mapping[int, Held | None] | None = None,
-    seed: int = 0,
+    options: SamplingOptions = SamplingOptions(),
     on_bytes: Callable[[int, bytes], None] = lambda sample, piece: None,
-    **options: Any,
 ) -> list[bytes]:
-    """All that `stream` writes, sample by sample; its options. `on_bytes(sample, bytes)` is called with every piece."""
+    """All that `stream` writes, sample by sample. `on_bytes(sample, bytes)` is called with every piece."""
     samples = [bytearray() for _ in range(num)]
-    for i, piece in stream(weights, prime, num, length, temperature, clamp, seed, **options):
+    for i, piece in stream(weights, prime, num, length, clamp, options):
         samples[i] += piece
         on_bytes(i, piece)
     return [bytes(sample) for sample in samples]

@@ -18,6 +18,7 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import default_precision
 from mlstm_jax.inference import encode, generate
 from mlstm_jax.inference.encode import Feature
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import parameters
 from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
@@ -186,48 +187,30 @@ class LanguageModel:
         prime: str = "",
         num: int = 1,
         length: int = 200,
-        temperature: float = 1.0,
         clamp: generate.Schedule | None = None,
-        seed: int = 0,
+        *,
         raw: bool = False,
         show_progress: bool = False,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        clamp_of: Literal["cell", "hidden"] = "cell",
-        clamp_prime: bool = False,
-        stop: bool = False,
         on_bytes: Callable[[int, bytes], None] = lambda sample, piece: None,
+        **options: Any,
     ) -> list[str]:
         """`num` texts: the prime and `length` bytes that follow, as valid UTF-8 (other bytes show as U+FFFD).
 
-        Reads "\\n " + prime (`raw`: the prime as it is), then holds the units of `clamp` while it writes; with
-        `clamp_prime` while it reads, too. {12: 1.0} holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another
-        from byte 200 on, and none from byte 300 on. `clamp_of` says which state is held. Temperature 0 is argmax; above
-        it, `top_k` (0: all) and then `top_p` cut what may be drawn. `stop` ends a text before its first newline: there
-        the next review begins. Sample i has the key fold_in(seed, i). `on_bytes(i, bytes)` is called with its bytes as
-        they are written.
+        Reads "\\n " + prime (`raw`: the prime as it is), then holds the units of `clamp` while it writes: {12: 1.0}
+        holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another from byte 200 on, and none from byte 300 on.
+        `options` are the fields of `SamplingOptions`, as temperature=0.7. Sample i has the key fold_in(seed, i).
+        `on_bytes(i, bytes)` is called with its bytes as they are written.
         """
         self.require_bytes()
         if num < 1 or length < 0:
             raise UserError("num must be at least 1 and length 0 or more")
-        if not 0 <= temperature < np.inf:
-            raise UserError("temperature must be 0 (argmax) or a finite number above")
-        if not 0 <= seed < 2**32:
-            raise UserError("seed must lie between 0 and 2**32 - 1")
-        if top_k < 0:
-            raise UserError("top_k must be 0 (all bytes) or the number of bytes to draw from")
-        if not 0 < top_p <= 1:
-            raise UserError("top_p must lie above 0, and at most at 1 (all bytes)")
-        if clamp_of not in ("cell", "hidden"):
-            raise UserError(f"clamp_of is cell or hidden, not {clamp_of!r}")
+        drawn = SamplingOptions(**options)
         self._clamp(dict.fromkeys(clamp or {}, 0.0))  # a unit that is only freed must exist, too
         held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
         start = to_bytes(prime if raw else "\n " + prime)
-        options = dict(top_k=top_k, top_p=top_p, of=clamp_of, clamp_prime=clamp_prime, stop=stop)
         with progress("sampling", num * length, show_progress) as done:
             both = lambda sample, piece: (done(len(piece)), on_bytes(sample, piece))
-            written = generate.generate(self.weights, start, num, length, temperature, held, seed, both, **options)
+            written = generate.generate(self.weights, start, num, length, held, drawn, both)
         return [show(to_bytes(prime) + text) for text in written]
 
     def save(self, path: str | Path, format: formats.Format = "safetensors") -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Float
 
 from mlstm_jax import unit_record
 from mlstm_jax.errors import UserError
+from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
@@ -50,8 +52,7 @@ def measure(
     num: int = 64,
     length: int = 200,
     prime: str = "",
-    temperature: float = 0.7,
-    seed: int = 0,
+    options: SamplingOptions = SamplingOptions(),
     scorers: Mapping[str, Scorer] | None = None,
     show_progress: bool = False,
 ) -> list[Row]:
@@ -76,10 +77,10 @@ def measure(
                 written[sample].extend(piece)
                 done(len(piece))
 
-            texts = model.generate(prime, num, length, temperature, {record.unit: value}, seed, on_bytes=on_bytes)
-            scores = {name: estimate(np.asarray(scorer(texts)), seed) for name, scorer in scorers.items()}
+            texts = model.generate(prime, num, length, {record.unit: value}, on_bytes=on_bytes, **asdict(options))
+            scores = {name: estimate(np.asarray(scorer(texts)), options.seed) for name, scorer in scorers.items()}
             bits = bits_per_byte(model, encode("\n " + prime), list(map(bytes, written)))
-            rows.append(Row(float(k), value, scores, estimate(bits, seed), texts))
+            rows.append(Row(float(k), value, scores, estimate(bits, options.seed), texts))
     return rows
 
 
