@@ -48,13 +48,14 @@ def test_products_of_an_update_are_those_of_its_shapes(capsys):
 
 def test_what_a_plan_says_becomes_a_row(monkeypatch):
     """The plan is made up: test_compiled.py has real ones, where the plugin is installed."""
-    said = """one update compiled in 9 seconds
-memory a chip: 0.97 GiB kept, 2.00 GiB for an update, of 131.32 GiB
-a byte forward: 2 products, 7 other kernels, which write 1 x s32[]
-none is of a weight's size
-a byte backward: 2 products, 1 other kernels, which write 1 x f32[4096,4096]
-warning: that is a weight's size at every byte
-"""
+    loop = lambda backward, others: {"backward": backward, "products": 2, "others": others}
+    plan = {
+        "memory": {"argument_bytes": 10**9, "peak_bytes": 3.15e9},
+        "time_loops": [loop(False, 7), loop(True, 1)],
+        "writes_weight_every_byte": True,
+        "compile_seconds": 9.2,
+    }
+    said = json.dumps(plan)
     monkeypatch.setattr(compiled, "environment", lambda hardware: sys.executable)
     ran = []
     answer = lambda command, **_: ran.append(command) or subprocess.CompletedProcess(command, 0, said, "")
@@ -69,8 +70,8 @@ warning: that is a weight's size at every byte
         "of a weight's size": "some",
         "s": 9,
     }
-    assert ran[0][-4:] == ["--plan", "h200", "--batch-size", "128"]
-    said = "it does not fit"
+    assert ran[0][-5:] == ["--plan", "h200", "--json", "--batch-size", "128"]
+    said = json.dumps(plan | {"memory": None, "compiler_error": "it does not fit"})
     with pytest.raises(SystemExit, match="it does not fit"):
         compiled.planned("h200", "--batch-size 128")
 

@@ -25,7 +25,7 @@ def start(config: Config) -> None:
     if config.coordinator is None and not several:
         tasks = os.environ.get("SLURM_NTASKS", "1")
         if tasks != "1" and "SLURM_STEP_NUM_TASKS" not in os.environ:
-            print(f"this process trains alone; srun python train.py ... starts all {tasks} tasks of this Slurm job")
+            print(f"this process trains alone; the same command behind srun starts all {tasks} tasks of this Slurm job")
         return
     if config.coordinator and config.process_id:
         _reach(config.coordinator)
