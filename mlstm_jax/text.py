@@ -23,19 +23,19 @@ def frame(text: str) -> bytes:
         text = _LINE_BREAK_TAG.sub(" ", text)
     text = _unescape(text)
     text = _LINE_END.sub(" ", text) if "\r" in text else text.replace("\n", " ")
-    return encode("\n " + text.strip() + " ")
+    return to_bytes("\n " + text.strip() + " ")
 
 
-def encode(text: str) -> bytes:
-    """UTF-8 bytes, inverse of `decode`."""
+def to_bytes(text: str) -> bytes:
+    """UTF-8 bytes, inverse of `to_text`."""
     try:
         return text.encode()  # nearly always, and ten times faster
     except UnicodeEncodeError:
         return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
-def decode(data: bytes) -> str:
-    """Bytes as text for processing: invalid UTF-8 is kept, as the surrogates that `encode` turns back into bytes."""
+def to_text(data: bytes) -> str:
+    """Bytes as text for processing: invalid UTF-8 is kept, as the surrogates that `to_bytes` turns back into bytes."""
     return data.decode("utf-8", "surrogateescape")
 
 

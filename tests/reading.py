@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import encode
+from mlstm_jax.text import to_bytes
 
 unhurried = settings(deadline=None, max_examples=50)
 BOM = b"\xef\xbb\xbf"
@@ -29,7 +29,7 @@ COMPRESS = {
 
 def put(path, data):
     """Writes a file, compressed where its name says so."""
-    data = data if isinstance(data, bytes) else encode(data)
+    data = data if isinstance(data, bytes) else to_bytes(data)
     path.write_bytes(COMPRESS.get(path.suffix.lower(), bytes)(data))
     return path
 
@@ -57,7 +57,7 @@ def complaint(path, key=None):
 def as_csv(rows, **dialect):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n", **dialect).writerows(rows)
-    return encode(text.getvalue())
+    return to_bytes(text.getvalue())
 
 
 def as_parquet(path, **columns):
@@ -73,7 +73,7 @@ soup = st.lists(
     st.sampled_from([b'"', b"'", b"\\", b"\n", b"\r", b",", b"\t", b"{", b"}", b":", b"text", b"a", b"\xff"])
 )
 record = st.fixed_dictionaries({"text": any_text, "label": st.none() | st.floats() | any_text})
-json_line = record.map(lambda r: encode(json.dumps(r, ensure_ascii=False))) | record.map(lambda r: encode(repr(r)))
+json_line = record.map(lambda r: to_bytes(json.dumps(r, ensure_ascii=False))) | record.map(lambda r: to_bytes(repr(r)))
 line = json_line | soup.map(b"".join) | st.binary(max_size=30) | st.sampled_from([b"", b"  ", b"\r"])
 is_plain = lambda data: 0 not in data and not data.startswith((b"\xff\xfe", b"\xfe\xff"))
 file = st.lists(line, max_size=12).map(lambda lines: b"\n".join(lines) + b"\n").filter(is_plain)

@@ -15,7 +15,7 @@ from mlstm_jax.corpus import packaged
 from mlstm_jax.corpus.batches import Batches, scoring_batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import encode, frame
+from mlstm_jax.text import frame, to_bytes
 
 unhurried = settings(deadline=None, max_examples=50)
 BOM = b"\xef\xbb\xbf"
@@ -36,7 +36,7 @@ def put(path, data):
 def as_csv(rows):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return encode(text.getvalue())
+    return to_bytes(text.getvalue())
 
 
 # Batches

@@ -12,7 +12,7 @@ from reading import BOM, complaint, put, rows_of
 
 from mlstm_jax.corpus.dialects import Dialect, recognise
 from mlstm_jax.corpus.readers import Keys, read_texts
-from mlstm_jax.text import decode
+from mlstm_jax.text import to_text
 
 # Files of random dialects
 
@@ -81,7 +81,7 @@ def written(seed):
         except (csv.Error, UnicodeEncodeError):
             continue
         if encoding == "cp1252" and not text.isascii():  # bytes that are no UTF-8 are kept
-            rows = [tuple(decode(cell.encode(encoding)) for cell in row) for row in rows]
+            rows = [tuple(to_text(cell.encode(encoding)) for cell in row) for row in rows]
         usual = usual and encoding != "cp1252" and (write is json_file or "16" not in encoding)
         return rows, suffix, data, usual
 

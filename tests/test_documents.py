@@ -15,7 +15,7 @@ from mlstm_jax.config import Config
 from mlstm_jax.corpus import lines
 from mlstm_jax.corpus.build import build
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
-from mlstm_jax.text import encode
+from mlstm_jax.text import to_bytes
 
 label = st.integers(0, 9) | any_text | st.none()
 more = st.recursive(
@@ -43,7 +43,7 @@ def test_an_array_or_objects_over_several_lines_are_read_as_lines_are(folder, re
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "PIECE", piece)
         rows, error = rows_of(put(folder / "b.json", whole.replace("\n", end)), size=data.draw(st.integers(1, 300)))
-    bytes_of = lambda rows: [tuple(encode(v) if isinstance(v, str) else v for v in row) for row in rows]
+    bytes_of = lambda rows: [tuple(to_bytes(v) if isinstance(v, str) else v for v in row) for row in rows]
     assert (bytes_of(rows), error) == (bytes_of(expected[0]), None) and expected[1] is None
 
 

@@ -16,7 +16,7 @@ from mlstm_jax import tasks
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks import Split, from_file, polarity, published
-from mlstm_jax.text import EMPTY, decode, encode, frame
+from mlstm_jax.text import EMPTY, frame, to_bytes, to_text
 
 ENOUGH = 50  # texts of a class, of which the hash puts some in every split
 
@@ -31,7 +31,7 @@ def csv_of(rows, header=("text", "label")):
 
 
 def jsonl_of(rows):
-    return b"".join(encode(json.dumps({"text": text, "label": label}) + "\n") for text, label in rows)
+    return b"".join(to_bytes(json.dumps({"text": text, "label": label}) + "\n") for text, label in rows)
 
 
 def named(task):
@@ -64,7 +64,7 @@ def is_number(label):
 # What is read
 
 
-labels = st.lists(any_text.map(str.strip).filter(bool), min_size=2, max_size=4, unique_by=lambda label: encode(label))
+labels = st.lists(any_text.map(str.strip).filter(bool), min_size=2, max_size=4, unique_by=lambda label: to_bytes(label))
 csv_text = st.text(st.characters(exclude_characters="\r"))  # the writer of csv ends a row there
 
 
@@ -76,14 +76,14 @@ csv_text = st.text(st.characters(exclude_characters="\r"))  # the writer of csv 
 def test_texts_and_labels_come_back_as_they_were_written(folder, suffix, written, classes, texts):
     assume(not any("\r" in label or is_number(label) for label in classes))
     rows = many(*classes) + [(text, classes[place % len(classes)]) for text, place in texts]
-    side = (decode(encode(max(classes))).strip(),) if len(classes) == 2 else ()  # which is positive is not plain
+    side = (to_text(to_bytes(max(classes))).strip(),) if len(classes) == 2 else ()  # which is positive is not plain
     task = from_file(put(folder / f"any.{suffix}", written(rows)), positive=side)
     first = {}
     for text, label in rows:
         if frame(text) != EMPTY:
-            first.setdefault(frame(text), (encode(text), encode(label)))
-    assert sorted((encode(text), encode(label)) for text, label in named(task)) == sorted(first.values())
-    there = {decode(encode(label)) for label in classes}
+            first.setdefault(frame(text), (to_bytes(text), to_bytes(label)))
+    assert sorted((to_bytes(text), to_bytes(label)) for text, label in named(task)) == sorted(first.values())
+    there = {to_text(to_bytes(label)) for label in classes}
     assert task.classes == tuple(sorted(there, key=lambda label: (label in side, label)))
 
 
@@ -354,6 +354,9 @@ def test_any_bytes_are_a_task_or_refused_in_a_line(folder, suffix, data):
 
 
 @unhurried
+@example(behind=b"\\")
+@example(behind=b"\\\na")
+@example(behind=b"\t\r\t")
 @given(behind=soup.map(lambda parts: b"".join(parts).replace(b",", b"")))
 def test_bad_rows_behind_good_ones_take_none_of_them(folder, behind):
     good = sorted(many("bad", "good"))

@@ -15,7 +15,7 @@ from reading import BOM, COMPRESS, complaint, put, rows_of, unhurried
 
 from mlstm_jax.corpus import lines
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
-from mlstm_jax.text import encode
+from mlstm_jax.text import to_bytes
 
 # Compression
 
@@ -143,4 +143,4 @@ def test_what_is_too_long_is_cut_whatever_the_pieces(pieces):
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
 @pytest.mark.parametrize("data", [b"", b"x", b"\xef", b"\xef\xbb", b"\xef\xbbx"])
 def test_a_file_shorter_than_a_byte_order_mark_is_kept(tmp_path, name, data):
-    assert [encode(text) for text in read_texts(put(tmp_path / name, data))] == ([data] if data else [])
+    assert [to_bytes(text) for text in read_texts(put(tmp_path / name, data))] == ([data] if data else [])

@@ -68,10 +68,10 @@ def test_more_texts_than_rows(lm):
 def test_a_row_that_is_refilled_knows_nothing_of_the_text_before(lm, lengths, unit):
     texts = [bytes((unit * 7 + n * k) % 256 for k in range(n)) for n in lengths]
     seen = []
-    features = encode.encode(lm.weights, texts, "cell", seen.append)
-    assert sum(seen) == sum(lengths) and features.shape == (len(texts), 32)
+    found = encode.features(lm.weights, texts, "cell", seen.append)
+    assert sum(seen) == sum(lengths) and found.shape == (len(texts), 32)
     for n in {0, len(texts) // 2, len(texts) - 1} if texts else ():
-        np.testing.assert_allclose(features[n], encode.encode(lm.weights, [texts[n]])[0], **CLOSE)
+        np.testing.assert_allclose(found[n], encode.features(lm.weights, [texts[n]])[0], **CLOSE)
 
 
 @pytest.mark.parametrize(("count", "mean"), [(200, 1300), (2000, 1300), (2000, 100)])
@@ -82,7 +82,7 @@ def test_less_than_a_tenth_of_what_is_computed_is_padding(monkeypatch, count, me
         -1
     ]
     monkeypatch.setattr(encode, "_read_on", read_on)
-    encode.encode(weights, [bytes(n) for n in lengths])
+    encode.features(weights, [bytes(n) for n in lengths])
     assert lengths.sum() <= sum(computed) < 1.1 * lengths.sum()
     assert len(shapes) <= 4  # each is a compilation
 

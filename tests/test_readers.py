@@ -23,7 +23,7 @@ from mlstm_jax.corpus import lines, records
 from mlstm_jax.corpus.readers import Chunk, Keys, chunks, parse, read_texts, sources
 from mlstm_jax.corpus.records import TEXT_KEYS
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import decode, encode, frame
+from mlstm_jax.text import frame, to_bytes, to_text
 
 # Texts
 
@@ -37,7 +37,7 @@ one_line = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" ").strip(b"\
 def test_a_txt_file_is_split_at_newlines_alone_and_keeps_every_byte(folder, packing, lines):
     lines = [b"plain text " * 2000, *lines]  # so that it is plain that the file is no binary one
     path = put(folder / f"a.txt{packing}", b"\n".join(lines) + b"\n")
-    assert [encode(text) for text in read_texts(path)] == [line for line in lines if line.strip()]
+    assert [to_bytes(text) for text in read_texts(path)] == [line for line in lines if line.strip()]
 
 
 def test_line_ends_are_no_part_of_a_text_and_blank_lines_are_none(tmp_path):
@@ -65,13 +65,13 @@ def test_what_is_read_is_framed_as_what_was_written(folder, texts):
 def test_invalid_utf8_is_kept_byte_for_byte(folder, data):
     data = bytes(b for b in data if b >= 32 and b not in b'"\\')
     as_json = put(folder / "b.json", b'{"text": "' + data + b'"}')
-    assert [encode(text) for text in read_texts(as_json)] == [data]
+    assert [to_bytes(text) for text in read_texts(as_json)] == [data]
     loose = put(folder / "c.json", b"{'text': \"" + data + b'"}\n' + b"{'text': \"\\N{DIGIT ONE}\\\\" + data + b'"}')
-    assert [encode(text) for text in read_texts(loose)] == [data, b"1\\" + data]
+    assert [to_bytes(text) for text in read_texts(loose)] == [data, b"1\\" + data]
     in_csv = put(folder / "b.csv", b'text\n"' + data + b'"\n')
-    assert [encode(text) for text in read_texts(in_csv)] == [data]
+    assert [to_bytes(text) for text in read_texts(in_csv)] == [data]
     column = pyarrow.array([data], pyarrow.binary()).view(pyarrow.string())
-    assert [encode(text) for text in read_texts(as_parquet(folder / "b.parquet", text=column))] == [data]
+    assert [to_bytes(text) for text in read_texts(as_parquet(folder / "b.parquet", text=column))] == [data]
 
 
 @packed
@@ -247,7 +247,7 @@ def test_every_line_of_any_bytes_is_accounted_for(folder, suffix, data):
         lines = data.removeprefix(BOM).split(b"\n")
         assert [row[0] for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
         wrong = [row for row in rows if row[3]]
-        assert [row[1:3] for row in wrong] == [(decode(lines[row[0] - 1]), None) for row in wrong]
+        assert [row[1:3] for row in wrong] == [(to_text(lines[row[0] - 1]), None) for row in wrong]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "txt.gz", "json.bz2", "csv.zst"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstm_jax.report import html_page
-from mlstm_jax.text import encode, printable, show
+from mlstm_jax.text import printable, show, to_bytes
 
 HOSTILE = "<script>document.title='x'</script>"
 VOID = {"meta", "img", "br", "hr"}
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 def shown(text):
     """A text as people see it."""
-    return printable(show(encode(text)))
+    return printable(show(to_bytes(text)))
 
 
 def whole(text, png):

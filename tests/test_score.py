@@ -30,7 +30,7 @@ from mlstm_jax.inference import language_model
 from mlstm_jax.model.parameters import init
 from mlstm_jax.sentiment import scores
 from mlstm_jax.sentiment.scores import Review
-from mlstm_jax.text import EMPTY, decode, encode, frame
+from mlstm_jax.text import EMPTY, frame, to_bytes, to_text
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["I loved it", "a <br /> &amp; café", "bad", "x" * 700, "The worst."]
@@ -63,7 +63,7 @@ def scored(run, source, out, **options):
 def back(data, as_json=False):
     if as_json:
         return [json.loads(line) for line in data.split(b"\n")[:-1]]
-    rows = csv.reader(io.StringIO(decode(data), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(to_text(data), newline=""), strict=True)
     header = next(rows)
     rows = [dict(zip(header, row, strict=True)) for row in rows]
     number = lambda row: {name: float(row[name]) if row[name] else None for name in ("value", "probability")}
@@ -130,11 +130,11 @@ def test_every_row_comes_out_once_in_order_with_its_whole_text(run, folder, text
     known = [json.loads(line)["text"] for line in lines]  # json joins surrogates that stand side by side
     as_json = scored(run, source, folder / "out.jsonl")
     assert [row["text"] for row in as_json] == known
-    held = [decode(encode(text)) for text in known]  # all that UTF-8 can hold, and bytes that are none
+    held = [to_text(to_bytes(text)) for text in known]  # all that UTF-8 can hold, and bytes that are none
     as_table = scored(run, source, folder / "out.csv")
     assert [row["text"] for row in as_table] == held
     from_table = scored(run, texts_file(folder / "a.csv", texts), folder / "out.jsonl")
-    assert [row["text"] for row in from_table] == [decode(encode(text)) for text in texts]
+    assert [row["text"] for row in from_table] == [to_text(to_bytes(text)) for text in texts]
     for rows in (as_json, as_table, from_table):
         empty = [frame(text) == EMPTY for text in known]
         assert [row["value"] is None for row in rows] == [bool(row["note"]) for row in rows] == empty

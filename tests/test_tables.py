@@ -13,7 +13,7 @@ from reading import as_csv, as_parquet, complaint, headed, packed, put, rows_of,
 
 from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
-from mlstm_jax.text import decode, encode
+from mlstm_jax.text import to_bytes, to_text
 
 # CSV and TSV
 
@@ -26,13 +26,13 @@ from mlstm_jax.text import decode, encode
 def test_tables_give_back_any_text(folder, packing, suffix, delimiter, texts):
     table = as_csv([["label", "text"], *([i, text] for i, text in enumerate(texts))], delimiter=delimiter)
     path = put(folder / f"a.{suffix}{packing}", table)
-    assert [encode(text) for text in read_texts(path)] == [encode(text) for text in texts]
+    assert [to_bytes(text) for text in read_texts(path)] == [to_bytes(text) for text in texts]
     assert [row[2] for row in rows_of(path)[0]] == [str(i) for i in range(len(texts))]
 
 
 def test_invalid_utf8_is_kept_across_the_pieces_of_a_large_csv(tmp_path):
     text = b"caf\xe9 \xff\xf0\x9f " * 200_000
-    assert encode(*read_texts(put(tmp_path / "a.csv", b"text\n" + text))) == text
+    assert to_bytes(*read_texts(put(tmp_path / "a.csv", b"text\n" + text))) == text
 
 
 def test_csv_rows_end_as_csv_says_and_blank_ones_do_not_count(tmp_path):
@@ -96,7 +96,7 @@ def test_a_quote_that_is_never_closed_costs_one_line(tmp_path):
 
 def test_lines_are_read_few_times_over_where_many_quotes_are_never_closed(tmp_path, monkeypatch):
     read = []  # the length of every line, as often as it is read
-    monkeypatch.setattr(dialects, "decode", lambda line: read.append(len(line)) or decode(line))
+    monkeypatch.setattr(dialects, "to_text", lambda line: read.append(len(line)) or to_text(line))
     rows, _ = rows_of(put(tmp_path / "a.csv", '"text",label\n' + 'a","\n' * 100_000))
     assert len(rows) == 100_000 and rows[0][3] and len(read) < 4 * len(rows)
 
@@ -106,7 +106,7 @@ def test_lines_are_read_few_times_over_where_many_quotes_are_never_closed(tmp_pa
 @given(data=headed)
 def test_every_row_of_any_bytes_is_accounted_for(folder, suffix, data):
     rows, error = rows_of(put(folder / f"any.{suffix}", data))
-    numbers, lines = [row[0] for row in rows], decode(data).split("\n")
+    numbers, lines = [row[0] for row in rows], to_text(data).split("\n")
     assert numbers == sorted(set(numbers)) and (not numbers or 1 < numbers[-1] <= len(lines))
     bad = [(number, data.split("\n"), label) for number, data, label, wrong in rows if wrong]
     assert all((data, label) == (lines[number - 1 :][: len(data)], None) for number, data, label in bad)

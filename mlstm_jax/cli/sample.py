@@ -17,7 +17,7 @@ import tyro
 
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.options import SamplingOptions
-from mlstm_jax.text import encode, printable, show
+from mlstm_jax.text import printable, show, to_bytes
 
 
 def main(
@@ -84,14 +84,14 @@ def main(
     if stream:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # no character is cut between two pieces
         write = lambda data, final=False: print(shown(decoder.decode(data, final)), end="\n" * final, flush=True)
-        first = [encode(prime)]  # printed with what follows, so that a refused option prints nothing
+        first = [to_bytes(prime)]  # printed with what follows, so that a refused option prints nothing
         on_bytes = lambda _, piece: write((first.pop() if first else b"") + piece)
         model.generate(prime, 1, length, held, on_bytes=on_bytes, **drawn)
         write(b"".join(first), final=True)
         return
     texts = model.generate(prime, num, length, held, show_progress=True, **drawn)
     if json:
-        about = {"prime": show(encode(prime)), "length": length, "clamp": held} | drawn
+        about = {"prime": show(to_bytes(prime)), "length": length, "clamp": held} | drawn
         about |= {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
         texts = [dumps({"text": text, "index": index} | about) for index, text in enumerate(texts)]
     print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)

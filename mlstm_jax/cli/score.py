@@ -41,7 +41,7 @@ from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.progress import progress
 from mlstm_jax.sentiment.scores import Review, groups, positive, probability, read
 from mlstm_jax.signals import mute
-from mlstm_jax.text import EMPTY, decode, encode, frame, log, printable
+from mlstm_jax.text import EMPTY, frame, log, printable, to_bytes, to_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -202,10 +202,10 @@ def as_rows(
 
 
 def as_csv(rows: list[list[Any]]) -> bytes:
-    """Rows of CSV, UTF-8; bytes that were none come out as they went in (`text.encode`)."""
+    """Rows of CSV, UTF-8; bytes that were none come out as they went in (`text.to_bytes`)."""
     file = io.StringIO(newline="")
     csv.writer(file).writerows(rows)  # with its own line ends \r\n, so that a text that holds one of them is quoted
-    return encode(file.getvalue())
+    return to_bytes(file.getvalue())
 
 
 _COMPUTED = re.compile("'*[=+@\\-\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are = + - @ of full width
@@ -324,7 +324,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
 
 def _standard_output() -> Iterator[Sink]:
     stream = sys.stdout.buffer
-    safe = lambda data: encode(printable(decode(data).replace("\r\n", "\n")))
+    safe = lambda data: to_bytes(printable(to_text(data).replace("\r\n", "\n")))
     show = (lambda data: stream.write(safe(data))) if sys.stdout.isatty() else stream.write
     try:
         yield Sink("what was written", 0, show, stream.flush, lambda counts: stream.flush())

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from mlstm_jax.text import decode
+from mlstm_jax.text import to_text
 
 LINES = 10  # a file has at least so many, and 95 of 100 alike, to be taken for labelled
 VALUES = 10  # different labels at most, with five lines for each; __label__ alone says what it is
@@ -35,5 +35,5 @@ def split(line: bytes, name: str) -> tuple[str, str | None, None]:
     """Text and label of a line, and nothing wrong; a line that is not of this layout is a text without a label."""
     match = LAYOUTS[name].fullmatch(line)
     if match is None:
-        return decode(line.removesuffix(b"\r")), None, None
-    return decode(match["text"].strip()), decode(match["label"]).replace("__label__", ""), None
+        return to_text(line.removesuffix(b"\r")), None, None
+    return to_text(match["text"].strip()), to_text(match["label"]).replace("__label__", ""), None

@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from mlstm_jax.corpus.prepare import Spread
 from mlstm_jax.disk import parse_json
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import decode, encode
+from mlstm_jax.text import to_bytes, to_text
 
 
 def runner(name: str, runner_options: tuple[str, ...], out: Path) -> Spread:
@@ -61,7 +61,7 @@ def _spread(expand, do, items, options, work) -> Iterator[Any]:
         line = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"the Beam pipeline failed: {line}") from error
     if failed.exists():
-        raise UserError(decode(failed.read_bytes()))
+        raise UserError(to_text(failed.read_bytes()))
     for path in sorted(results.glob("part*")):
         for line in path.read_bytes().splitlines():
             yield parse_json(line, str(path), {"result": object})["result"]
@@ -78,7 +78,7 @@ def _expand(item, expand, failed):
                 return
             yield task
     except UserError as error:
-        failed.write_bytes(encode(str(error)))
+        failed.write_bytes(to_bytes(str(error)))
 
 
 def _do(task, do, failed):
@@ -87,5 +87,5 @@ def _do(task, do, failed):
     try:
         return do(task)
     except UserError as error:
-        failed.write_bytes(encode(str(error)))
+        failed.write_bytes(to_bytes(str(error)))
         return None

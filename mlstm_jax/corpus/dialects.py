@@ -12,7 +12,7 @@ from itertools import islice
 
 from mlstm_jax.corpus.lines import HEAD, LINE, TOO_LONG
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import decode, encode
+from mlstm_jax.text import to_bytes, to_text
 
 ROW_LINES = 10_000  # that one row may span: a quote that is never closed does not swallow the rest
 DELIMITERS = ",;\t|"
@@ -40,7 +40,7 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
 
     Of several that nothing contradicts: one with backslashes (all of them stand where it has them), then doubled
     quotes, then none. Raises UserError, which begins with `name`, for backslashes that are not everywhere as they
-    should be: they hide where cells and rows end.
+    should be, where they hide where the cells and rows end that fit the first one.
     """
     best, least = Dialect(delimiter), math.inf
     for dialect in _candidates(head, delimiter):
@@ -53,15 +53,25 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
             break
     escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
     hidden = best.escapes or (best.end == b"\n" and b"\\\n" in head)
-    if least and hidden:
+    if least and hidden and len({_good_rows(head, replace(best, **way)) for way in _WAYS}) > 1:
         raise UserError(f"{escapes}; write it with doubled quotes")
     return best
 
 
+_WAYS = ({}, {"quotes": True, "escapes": True}, {"quotes": True, "escapes": False}, {"quotes": False, "escapes": True})
+
+
+def _good_rows(head, dialect):
+    """The cells of all rows that have as many columns as the first one."""
+    found = [row for _, row, _, wrong in rows(lines([head], dialect), dialect) if not wrong]
+    return tuple(tuple(row) for row in found if len(row) == len(found[0]))
+
+
 def _candidates(head, delimiter):
     named = _SEP.match(head)
-    among = [decode(named[1])] if named else dict.fromkeys(delimiter + DELIMITERS)
-    ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if _ALONE.search(head) else [b"\n"]
+    among = [to_text(named[1])] if named else dict.fromkeys(delimiter + DELIMITERS)
+    mostly_returns = len(_ALONE.findall(head)) > head.count(b"\n")
+    ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if mostly_returns else [b"\n"]
     for end in ends:
         plain = [Dialect(delimiter, start=2 if named else 1, end=end) for delimiter in among]
         first = [next(rows(lines([head], dialect), dialect), (1, [], b"", None)) for dialect in plain]
@@ -124,7 +134,7 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
             size = len(line) - line.endswith(b"\n") + (size if len(row_lines) > 1 else 0)
             if len(row_lines) > max(1, ROW_LINES >> failures) or size > LINE:
                 raise csv.Error("a quote is not closed" if len(row_lines) > 1 else TOO_LONG)
-            yield decode(line) if plain else decode(line).replace("\n", _NEWLINE)
+            yield to_text(line) if plain else to_text(line).replace("\n", _NEWLINE)
 
     reader = _reader(feed(), dialect)
     while True:
@@ -176,11 +186,11 @@ def _row(dialect):
     if dialect.escapes and dialect.quotes:
         cell = rf'(?:"(?:[^"\\]++|\\["\\])*+"|(?:[^"\\{edge}]++|\\["\\])*+)'
         cell = rf"{cell}(?:{edge[:-4]}{cell})*+[\r\n]*+"
-        return re.compile(encode(cell))
+        return re.compile(to_bytes(cell))
     if dialect.escapes:
-        return re.compile(encode(rf'(?:[^"\\]++|\\["\\{edge}])*+'))
+        return re.compile(to_bytes(rf'(?:[^"\\]++|\\["\\{edge}])*+'))
     if dialect.quotes:
-        return re.compile(encode(rf'(?:[^\\]++|\\(?!"(?:"")*+(?![{edge}"]|\Z)))*+'))
+        return re.compile(to_bytes(rf'(?:[^\\]++|\\(?!"(?:"")*+(?![{edge}"]|\Z)))*+'))
     return re.compile(rb'(?:[^\\]++|\\(?!"))*+')
 
 
@@ -188,7 +198,7 @@ def _row(dialect):
 def _stray(dialect):
     """Finds quotes inside of cells that this dialect never writes: neither doubled nor behind a backslash."""
     before = _edge(dialect) + ('"\\\\' if dialect.escapes else '"')
-    return re.compile(encode(rf'(?<![{before}])(?<!\A)"(?:"")*+(?![{_edge(dialect)}"]|\Z)'))
+    return re.compile(to_bytes(rf'(?<![{before}])(?<!\A)"(?:"")*+(?![{_edge(dialect)}"]|\Z)'))
 
 
 def _contradictions(head, dialect):
@@ -210,7 +220,7 @@ def _contradictions(head, dialect):
                 break
         else:
             ends.append(len(there))
-    cells = lambda line: line.rstrip(b"\r\n").split(encode(dialect.delimiter))
+    cells = lambda line: line.rstrip(b"\r\n").split(to_bytes(dialect.delimiter))
     if not dialect.quotes:
         return wrong + sum(any(map(_is_quoted, cells(line))) for line in there if b'"' in line)
     merged = 0
@@ -224,7 +234,7 @@ def _contradictions(head, dialect):
 
 def _ends(there, dialect):
     """Behind which lines rows end, and the number of columns; None where a row is wrong."""
-    reader, ends, columns = _reader(map(decode, there), dialect), [], 0
+    reader, ends, columns = _reader(map(to_text, there), dialect), [], 0
     try:
         for row in reader:
             columns = columns or len(row)

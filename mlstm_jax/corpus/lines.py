@@ -18,7 +18,7 @@ from types import ModuleType
 from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import decode
+from mlstm_jax.text import to_text
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 LINE = 16 << 20  # bytes of the longest line that is read
@@ -84,7 +84,7 @@ def cut(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 def kept(line: bytes) -> str:
     """What is kept of a line that is wrong: all of it, or of one that is too long its first 1000 bytes."""
-    return decode(line if len(line) <= LINE else line[:1000])
+    return to_text(line if len(line) <= LINE else line[:1000])
 
 
 # What a file is, by its first megabyte

@@ -18,7 +18,7 @@ from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, ke
 from mlstm_jax.corpus.records import Keys, keys_of_lines, line_reader
 from mlstm_jax.corpus.tables import Row
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import decode
+from mlstm_jax.text import to_text
 
 KINDS = {
     ".txt": "lines",
@@ -297,8 +297,8 @@ def parse(chunk: Chunk) -> Iterator[Row]:
             yield number, kept(line), None, TOO_LONG
         elif line and not line.isspace():
             text, label, wrong = read(line)
-            yield number, decode(line) if text is None else text, label, wrong
+            yield number, to_text(line) if text is None else text, label, wrong
 
 
 def _line(line):
-    return decode(line.removesuffix(b"\r")), None, None
+    return to_text(line.removesuffix(b"\r")), None, None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mlstm_jax.errors import UserError
 from mlstm_jax.signals import undisturbed
-from mlstm_jax.text import decode, encode, printable
+from mlstm_jax.text import printable, to_bytes, to_text
 
 TEXT_KEYS = ("reviewText", "text", "review_body", "sentence", "review", "content")
 LABEL_KEYS = ("overall", "rating", "star_rating", "label", "stars", "sentiment", "polarity")
@@ -115,7 +115,7 @@ def line_reader(keys: Keys) -> Callable[[bytes], tuple[str | None, str | None, s
 def values(text: Any, label: Any, keys: Keys) -> tuple[str | None, str | None, str | None]:
     """Text, label and what is wrong, of the values in a record; the text or the last is None."""
     if isinstance(text, bytes):
-        text = decode(text)
+        text = to_text(text)
     if text is not None and not isinstance(text, str):
         return None, None, f"{keys.text!r} is not a text"
     return text or "", _label(label), None
@@ -124,7 +124,7 @@ def values(text: Any, label: Any, keys: Keys) -> tuple[str | None, str | None, s
 def _label(value):
     """A label as text: a text, or a number of at most 64 bits (JSON's readers differ on larger ones)."""
     if isinstance(value, bytes):
-        return decode(value)
+        return to_text(value)
     if isinstance(value, str):
         return value
     is_number = isinstance(value, numbers.Number) and not isinstance(value, complex)
@@ -137,7 +137,7 @@ def _record(line: bytes) -> dict[Any, Any] | str:
         record = _loads()(line)
     except (ValueError, RecursionError):  # orjson refuses some that we take: NaN, raw tabs, lone surrogates, no UTF-8
         try:
-            record = json.loads(decode(line), strict=False)
+            record = json.loads(to_text(line), strict=False)
         except (ValueError, RecursionError) as error:
             record = _python(line)
             if record is None:
@@ -151,7 +151,7 @@ def _loads() -> Callable[[bytes], Any]:
         with undisturbed():  # an exception from outside while it is imported is a crash
             import orjson
     except ImportError:
-        return lambda line: json.loads(decode(line), strict=False)
+        return lambda line: json.loads(to_text(line), strict=False)
     return orjson.loads
 
 
@@ -168,7 +168,7 @@ def _python(line: bytes) -> Any:
     """
     if not _PRINTED.match(line) or len(line) > LITERAL:
         return None
-    source = _INVALID.sub(lambda found: f"{found[1]}\\u{ord(found[2]):x}", decode(line))
+    source = _INVALID.sub(lambda found: f"{found[1]}\\u{ord(found[2]):x}", to_text(line))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on escapes that Python does not know
@@ -196,14 +196,14 @@ def _plain_record(keys) -> re.Pattern[bytes] | None:
     text, label = (f"""(?:'{key}'|"{key}")""" if key else "(?!)" for key in keys)
     other = rf"(?!{text}|{label}){_NAME}: *+(?:{_ATOM}|{_LIST}|{_DICT})"
     item = rf"(?:{text}: *+({_STRING})|{label}: *+({_ATOM})|{other})"
-    return re.compile(encode(rf"\{{(?:{item}(?:, *+|(?=\}})))*+\}}"))
+    return re.compile(to_bytes(rf"\{{(?:{item}(?:, *+|(?=\}})))*+\}}"))
 
 
 def _string(literal: bytes) -> str:
     body = literal[1:-1]
     if b"\\" not in body:
-        return decode(body)
-    return decode(body).encode("ascii", "backslashreplace").decode("unicode_escape")  # as Python does it
+        return to_text(body)
+    return to_text(body).encode("ascii", "backslashreplace").decode("unicode_escape")  # as Python does it
 
 
 @lru_cache

@@ -34,7 +34,7 @@ def _read_on(weights, data, state, lengths, fresh):
     return scan(weights, data, state, lengths)[0]
 
 
-def encode(
+def features(
     weights: Weights, texts: list[bytes], feature: Feature = "cell", done: Callable[[int], None] = lambda count: None
 ) -> Float[np.ndarray, "texts hidden"]:
     """The feature after the last byte of every text, float32. `done(bytes)` is a progress callback.

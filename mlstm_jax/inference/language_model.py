@@ -24,8 +24,7 @@ from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.progress import progress
 from mlstm_jax.run import Run, newest_run
-from mlstm_jax.text import encode as to_bytes
-from mlstm_jax.text import frame, log, show
+from mlstm_jax.text import frame, log, show, to_bytes
 from mlstm_jax.training import checkpoint
 from mlstm_jax.weights import formats
 
@@ -141,7 +140,7 @@ class LanguageModel:
         _check_feature(feature)
         framed = [text if isinstance(text, bytes) else frame(text) for text in texts]
         with progress("encoding", sum(map(len, framed)), show_progress) as done:
-            return encode.encode(self.weights, framed, feature, done)
+            return encode.features(self.weights, framed, feature, done)
 
     def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
         """The state after every byte of the framed text, float32 [bytes, hidden]."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page, plots
-from mlstm_jax.text import decode, encode, frame, printable
+from mlstm_jax.text import frame, printable, to_bytes, to_text
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
@@ -82,8 +82,8 @@ def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
     if len(data) != len(values):
         raise UserError(f"{len(data)} bytes have {len(values)} values")
     found, end = [], 0
-    for character in decode(data):
-        start, end = end, end + len(encode(character))
+    for character in to_text(data):
+        start, end = end, end + len(to_bytes(character))
         found.append(Span(printable(character), data[start:end], end - 1, float(values[end - 1])))
     return found
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mlstm_jax.text import encode, printable, show
+from mlstm_jax.text import printable, show, to_bytes
 
 # Nothing is loaded: pictures lie in the page, and a script that slipped in would not run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -60,7 +60,7 @@ def page(title: str, blocks: Iterable[str]) -> str:
 
 def escape(text: str) -> str:
     """Text as HTML that shows as that text; what no page can show (control characters, no UTF-8) shows as U+FFFD."""
-    return html.escape(printable(show(encode(text))))
+    return html.escape(printable(show(to_bytes(text))))
 
 
 def heading(text: str) -> str:

@@ -17,7 +17,7 @@ from mlstm_jax.report import heatmap, html_page, plots
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 from mlstm_jax.sentiment.evaluation import Found
 from mlstm_jax.tasks import Folds, Task
-from mlstm_jax.text import encode, log, printable
+from mlstm_jax.text import log, printable, to_bytes
 from mlstm_jax.text import show as show_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
@@ -253,7 +253,7 @@ def of_classes(model: Any, task: Task, feature: Feature) -> tuple[Section, dict[
     tops = np.argsort(-bits, kind="stable")[:5].tolist()
     majority = float(np.mean(task.test.labels == np.bincount(task.train.labels).argmax()))
     top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
-    shown = lambda name: printable(show_text(encode(name)))
+    shown = lambda name: printable(show_text(to_bytes(name)))
     rows = [
         ("task", f"{task.name}: {task.note}"),
         ("weights", str(model.path)),

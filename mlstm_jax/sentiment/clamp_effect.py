@@ -16,7 +16,7 @@ from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
-from mlstm_jax.text import encode, log
+from mlstm_jax.text import log, to_bytes
 from mlstm_jax.training.updates import LOG2
 from mlstm_jax.unit_record import UnitRecord
 
@@ -79,7 +79,7 @@ def measure(
 
             texts = model.generate(prime, num, length, {record.unit: value}, on_bytes=on_bytes, **asdict(options))
             scores = {name: estimate(np.asarray(scorer(texts)), options.seed) for name, scorer in scorers.items()}
-            bits = bits_per_byte(model, encode("\n " + prime), list(map(bytes, written)))
+            bits = bits_per_byte(model, to_bytes("\n " + prime), list(map(bytes, written)))
             rows.append(Row(float(k), value, scores, estimate(bits, options.seed), texts))
     return rows
 

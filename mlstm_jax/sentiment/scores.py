@@ -43,7 +43,7 @@ def read(
 
     `done` is called with the shares of the input. Raises UserError for values that are not finite.
     """
-    from mlstm_jax.inference.encode import encode as features  # late, because it imports jax
+    from mlstm_jax.inference.encode import features  # late, because it imports jax
 
     values = np.full(len(group), np.nan)
     places = [place for place, review in enumerate(group) if review.note is None]

@@ -29,7 +29,7 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
-from mlstm_jax.text import EMPTY, decode, encode, frame, log
+from mlstm_jax.text import EMPTY, frame, log, to_bytes, to_text
 
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}  # names of files
 TRIPLE = "train.*, dev.* (or valid.*, validation.*) and test.*"
@@ -145,7 +145,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
                 continue
             if not chunk.keys.label:
                 raise UserError(nameless)
-            label, framed = decode(encode(label or "")).strip(), frame(text)
+            label, framed = to_text(to_bytes(label or "")).strip(), frame(text)
             if not label:
                 left.setdefault("without a label", []).append(line)
             elif framed == EMPTY:
