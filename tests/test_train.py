@@ -482,7 +482,7 @@ def test_data_named_from_one_folder_are_found_from_another(reviews, tmp_path, mo
     assert train.run(arguments(reviews.name, run_dir, "--updates", "2")) == 0
     monkeypatch.chdir(tmp_path)
     assert train.run(["--run-dir", "run", "--more-updates", "2"]) == 0
-    assert train.stored_config(run_dir).data == str(reviews)
+    assert stored_config(Run(run_dir)).data == str(reviews)
     path = run_dir / "config.json"
     path.write_text(path.read_text().replace(str(reviews), reviews.name))  # as version 0.1.0 kept it
     with pytest.raises(UserError, match="reviews.txt is not here: .* with --data"):
@@ -495,7 +495,7 @@ def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, mon
     once = {"coordinator": "localhost:1", "num_processes": 2, "process_id": 1, "plan": "h200", "verify": True}
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(train.configs, "kept", lambda config: replace(config, **once))  # the stranger's program
+        patch.setattr(configs, "kept", lambda config: replace(config, **once))  # the stranger's program
         interrupt_at(patch, 3, signal.SIGTERM)
         assert train.run(arguments(reviews, run_dir)) == 143
     assert json.loads((run_dir / "config.json").read_text())["coordinator"] == "localhost:1"
@@ -503,7 +503,7 @@ def test_what_is_asked_for_once_is_ignored_in_a_run(lost, reviews, tmp_path, mon
         (run_dir / "config.json").unlink()
     capsys.readouterr()
     assert train.run(["--run-dir", str(run_dir)]) == 0
-    assert "resuming" in capsys.readouterr().out and run_folder.steps(run_dir)[-1] == 20
+    assert "resuming" in capsys.readouterr().out and Run(run_dir).steps()[-1] == 20
     assert json.loads((run_dir / "config.json").read_text())["coordinator"] is None
 
 
@@ -527,8 +527,8 @@ def test_a_mean_over_fewer_updates_says_so(reviews, tmp_path, monkeypatch, capsy
     lines = [line for line in capsys.readouterr().out.splitlines() if "bits/byte" in line]
     assert ["(mean of 3)" in line for line in lines] == [True, False, False]
     train.run(arguments(reviews, every, "--log-every", "1"))
-    one = {row["update"]: row["bits_per_byte"] for row in run_folder.read_metrics(every) if "bits_per_byte" in row}
-    rows = [row for row in run_folder.read_metrics(run_dir) if "bits_per_byte" in row]
+    one = {row["update"]: row["bits_per_byte"] for row in Run(every).read_metrics() if "bits_per_byte" in row}
+    rows = [row for row in Run(run_dir).read_metrics() if "bits_per_byte" in row]
     assert [(row["update"], row["averaged"]) for row in rows] == [(5, 5), (10, 3), (15, 5), (20, 5)]
     assert rows[1]["bits_per_byte"] == pytest.approx((one[8] + one[9] + one[10]) / 3, rel=1e-6)
 
