@@ -145,6 +145,19 @@ def test_backslashes_without_quotes_that_do_not_say_where_rows_end_are_refused(t
     assert "FILE: its quotes, or delimiters in cells, stand behind backslashes" in complaint(path)
 
 
+@pytest.mark.parametrize("behind", [b"\\\n", b"\\\nx\n", b"x\\\n\\\n", b"\\\n\\\n\n"])
+def test_backslashes_at_the_end_of_bad_rows_refuse_no_file(tmp_path, behind):
+    found, error = rows_of(put(tmp_path / "a.csv", b"text,label\na,1\nb,0\n" + behind))
+    assert error is None and [row[1:] for row in found[:2]] == [("a", "1", None), ("b", "0", None)]
+    assert len(found) > 2 and all(wrong for *_, wrong in found[2:])
+
+
+def test_newlines_behind_backslashes_that_join_lines_to_rows_are_refused(tmp_path):
+    for row in (b"a\\\nb,1\n", b"\\N\\\nb,1\n"):
+        error = complaint(put(tmp_path / "a.csv", b'text,label\nc \\N,"1\n' + row))
+        assert "stand behind backslashes" in error
+
+
 def test_a_row_that_goes_on_behind_the_first_megabyte_contradicts_nothing():
     row = b'"' + b'word, ""quoted"" text\n' * 20 + b'",1\n'
     head = b"text,label\n" + row * 2500

@@ -51,20 +51,22 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
             best, least = dialect, count
         if count == 0:
             break
-    escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
-    hidden = best.escapes or (best.end == b"\n" and b"\\\n" in head)
-    if least and hidden and len({_good_rows(head, replace(best, **way)) for way in _WAYS}) > 1:
+    if least and _hides(head, best):
+        escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
         raise UserError(f"{escapes}; write it with doubled quotes")
     return best
 
 
-_WAYS = ({}, {"quotes": True, "escapes": True}, {"quotes": True, "escapes": False}, {"quotes": False, "escapes": True})
-
-
-def _good_rows(head, dialect):
-    """The cells of all rows that have as many columns as the first one."""
-    found = [row for _, row, _, wrong in rows(lines([head], dialect), dialect) if not wrong]
-    return tuple(tuple(row) for row in found if len(row) == len(found[0]))
+def _hides(head, dialect):
+    """Whether a row that fits may be another one, or a part of one, by the backslashes in it or before it."""
+    there, columns = list(lines([head], dialect)), None
+    for number, row, data, wrong in rows(iter(there), dialect):
+        columns = len(row) if columns is None else columns
+        before = there[number - dialect.start - 1] if number > dialect.start else b""
+        if not wrong and len(row) == columns:
+            if (dialect.escapes and b"\\" in data) or before.rstrip(b"\r\n").endswith(b"\\"):
+                return True
+    return False
 
 
 def _candidates(head, delimiter):
