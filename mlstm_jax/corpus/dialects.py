@@ -51,34 +51,39 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
             best, least = dialect, count
         if count == 0:
             break
-    if least and _hides(head, best):
+    if least and b"\\" in head and _hides(head, best, least):
         escapes = f"{name}: its quotes, or delimiters in cells, stand behind backslashes, but not all of them"
         raise UserError(f"{escapes}; write it with doubled quotes")
     return best
 
 
-def _hides(head, dialect):
-    """Whether a row that fits may be another one, or a part of one, by the backslashes in it or before it."""
-    there, columns = list(lines([head], dialect)), None
+def _hides(head, dialect, contradictions):
+    """Whether rows that fit may be others, or parts of others, by the backslashes in them or before them.
+
+    They may where no more rows fit than contradict the dialect.
+    """
+    there, columns, fit = list(lines([head], dialect)), None, 0
     for number, row, data, wrong in rows(iter(there), dialect):
         columns = len(row) if columns is None else columns
         before = there[number - dialect.start - 1] if number > dialect.start else b""
         if not wrong and len(row) == columns:
+            fit += 1
             if (dialect.escapes and b"\\" in data) or before.rstrip(b"\r\n").endswith(b"\\"):
                 return True
-    return False
+    return fit <= contradictions
 
 
 def _candidates(head, delimiter):
     named = _SEP.match(head)
     among = [to_text(named[1])] if named else dict.fromkeys(delimiter + DELIMITERS)
-    mostly_returns = len(_ALONE.findall(head)) > head.count(b"\n")
-    ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if mostly_returns else [b"\n"]
+    ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if _ALONE.search(head) else [b"\n"]
     for end in ends:
         plain = [Dialect(delimiter, start=2 if named else 1, end=end) for delimiter in among]
         first = [next(rows(lines([head], dialect), dialect), (1, [], b"", None)) for dialect in plain]
         some = [(dialect, row) for dialect, row in zip(plain, first, strict=True) if len(row[1]) > 1]
         for dialect, (_, names, data, wrong) in some or [(plain[0], first[0])]:
+            if end == b"\r" and b"\n" in data and b'"' not in data:
+                continue  # these are several rows, not the names of columns
             unquoted = not wrong and len(names) > 1 and b'"' not in data  # of one column, any line would be a row
             if b"\\" in head:
                 yield replace(dialect, escapes=True)
