@@ -215,6 +215,7 @@ def fit(training: Training, compiled: Compiled) -> Stopped:
         Interrupt() as interrupt,
         Log(run, begun, training.end, keep=processes.is_first()) as out,
         checkpoint.Saver(run, training.config.keep, out.log, mesh) as saver,
+        processes.ending_with_others(),
     ):
         recent, duties = periodic(training, compiled, out, saver)
         out.log("compiling ...")

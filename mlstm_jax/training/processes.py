@@ -1,8 +1,12 @@
 """Several processes that train together: how they start, and what they agree on."""
 
 import os
+import re
 import socket
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import jax
@@ -11,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
+from mlstm_jax.text import log
 
 # Processes
 
@@ -70,6 +75,27 @@ def _cluster(environment) -> str | None:
         return "a TPU slice"
     chips = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") and find_spec("libtpu")
     return "a TPU host" if chips and environment.get("JAX_PLATFORMS") != "cpu" else None
+
+
+LOST = "Gloo|NCCL|coordination service|distributed service|[Cc]onnection (reset|closed|refused)|heartbeat"
+
+
+@contextmanager
+def ending_with_others() -> Iterator[None]:
+    """Where a collective fails because another process is gone, end this one at once, with one line and status 2.
+
+    Python's own end would wait for the others, and jax would then abort it.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or isinstance(error, UserError) or not re.search(LOST, str(error)):
+            raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        sys.stdout.flush()
+        log(f"error: another process of this run has ended ({reason}); start all of them again to resume", sys.stderr)
+        sys.stderr.flush()
+        os._exit(2)
 
 
 def is_first() -> bool:
