@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -94,6 +95,14 @@ def assert_same_run(a, b):
 
 
 def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, monkeypatch, capsys):
+    check, moment = checkpoint.Saver.check, threading.Event()
+
+    def check_when_saved(saver, state, meta):  # the few updates left would be done before the save has failed
+        while saver.saving is not None and saver.manager.is_saving_in_progress():
+            moment.wait(0.01)
+        check(saver, state, meta)
+
+    monkeypatch.setattr(checkpoint.Saver, "check", check_when_saved)
     with full_disk(monkeypatch, 8) as lift:
         monkeypatch.setattr(checkpoint.time, "sleep", lift)
         assert train.run(arguments(reviews, tmp_path / "run")) == 0
