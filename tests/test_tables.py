@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from reading import as_csv, as_parquet, complaint, headed, packed, put, rows_of, unhurried
 
@@ -25,6 +25,7 @@ from mlstm_jax.text import to_bytes, to_text
 @example(texts=["a,b", "a\tb", '"', "two\nlines", "", "\x00", "a\u0085b\u2028c"])
 def test_tables_give_back_any_text(folder, packing, suffix, delimiter, texts):
     table = as_csv([["label", "text"], *([i, text] for i, text in enumerate(texts))], delimiter=delimiter)
+    assume(10 * table.count(b"\0" if isinstance(table, bytes) else "\0") <= len(table))  # more are no text
     path = put(folder / f"a.{suffix}{packing}", table)
     assert [to_bytes(text) for text in read_texts(path)] == [to_bytes(text) for text in texts]
     assert [row[2] for row in rows_of(path)[0]] == [str(i) for i in range(len(texts))]
