@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_a_command_is_that_of_the_program_which_was_started(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample.py"])
     assert program.explain(error) == "no unit; try: python eval_sst.py RUN --task 'two words' --feature cell"
     assert program.command("corpus", "in.txt", out="a b") == "mlstm corpus in.txt --out 'a b'"
+    assert program.command("heatmap", Path("-x"), "--out", "a b") == "mlstm heatmap ./-x --out 'a b'"
     monkeypatch.setattr(sys, "argv", ["mlstm sample", "runs/x"])
     assert program.explain(error) == "no unit; try: mlstm eval RUN --task 'two words' --feature cell"
 

@@ -151,9 +151,8 @@ def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
         log(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
-    name = str(model.path)
     if record.feature == "cell":
-        log(f"Next: {program.command('sample', name, sentiment='+2')}")
+        log(f"Next: {program.command('sample', model.path, sentiment='+2')}")
     else:
-        again = program.command("eval", name, task=record.task, feature="cell")
+        again = program.command("eval", model.path, task=record.task, feature="cell")
         log(f"Next: {again} (only a cell state can be held)")

@@ -79,12 +79,12 @@ def flags(text: str) -> str:
     return re.sub("`([a-z][a-z_.]*)`", lambda name: _flag(name[1]) if name[1] in PARAMETERS else name[0], text)
 
 
-def command(program: str, *arguments: str, **parameters: object) -> str:
+def command(program: str, *arguments: str | Path, **parameters: object) -> str:
     """A command to copy: `mlstm PROGRAM ...` where that was started, else one of the three scripts."""
     installed = sys.argv[0].startswith("mlstm ") or program not in SCRIPTS
     typed = lambda value: as_argument(value) if isinstance(value, Path) else quote(str(value))
     named = (part for name, value in parameters.items() for part in (_flag(name), typed(value)))
-    return " ".join([f"mlstm {program}" if installed else SCRIPTS[program], *map(as_argument, arguments), *named])
+    return " ".join([f"mlstm {program}" if installed else SCRIPTS[program], *map(typed, arguments), *named])
 
 
 def _flag(name):

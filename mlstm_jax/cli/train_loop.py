@@ -381,8 +381,7 @@ def finish(training: Training, compiled: Compiled, stopped: Stopped) -> int:
 
 def next_steps(run: Run) -> str:
     """The two commands to try on a trained run."""
-    name = str(run.path)
-    return f"  {program.command('eval', name)}\n  {program.command('sample', name, prime='This movie ')}"
+    return f"  {program.command('eval', run.path)}\n  {program.command('sample', run.path, prime='This movie ')}"
 
 
 def trace(training: Training, done: int) -> None:
