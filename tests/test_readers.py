@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from reading import BOM, as_csv, as_parquet, complaint, file, headed, packed, put, rows_of, unhurried
 
 from mlstm_jax.corpus import lines, records
+from mlstm_jax.corpus.columns import TEXT_KEYS
 from mlstm_jax.corpus.readers import Chunk, Keys, chunks, parse, read_texts, sources
-from mlstm_jax.corpus.records import TEXT_KEYS
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import frame, to_bytes, to_text
 

@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from mlstm_jax import disk, unit_record
 from mlstm_jax.cli.program import flags
+from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
     KINDS,
@@ -35,7 +36,6 @@ from mlstm_jax.corpus.readers import (
     sources,
     unchanged,
 )
-from mlstm_jax.corpus.records import Keys
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal, sync_folder
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.progress import progress

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlstm_jax.corpus import answers, tables
+from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
-from mlstm_jax.corpus.records import Keys, keys_of_lines, line_reader
+from mlstm_jax.corpus.records import keys_of_lines, line_reader
 from mlstm_jax.corpus.tables import Row
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import to_text

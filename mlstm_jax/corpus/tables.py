@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from mlstm_jax.corpus import dialects
+from mlstm_jax.corpus.columns import Keys, find_keys, has_usual_name, listed
 from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
-from mlstm_jax.corpus.records import Keys, find_keys, has_usual_name, listed, values
+from mlstm_jax.corpus.records import values
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
 

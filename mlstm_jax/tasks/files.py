@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlstm_jax.corpus.columns import LABEL_KEYS, Keys
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
@@ -24,7 +25,6 @@ from mlstm_jax.corpus.readers import (
     require_most_readable,
     sources,
 )
-from mlstm_jax.corpus.records import LABEL_KEYS, Keys
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
