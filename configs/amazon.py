@@ -1,7 +1,7 @@
 """The paper's recipe (Radford et al. 2017, section 3): 4096 units, one pass over 82 million Amazon reviews.
 
     mlstm corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
-    python train.py --config configs/amazon.py
+    mlstm train --config amazon
 
 Expect 1.12 bits per byte on the test bytes and 91.8 % on SST. One pass over 38.8e9 bytes is 1,184,000 updates and
 2.0e19 floating-point operations: the paper took a month on four GPUs of 2016; at 40 % of its bfloat16 rate one H100

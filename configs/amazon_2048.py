@@ -1,8 +1,8 @@
 """The paper's model on eight devices and more: a batch of 2048, after Puri et al. 2018 (arXiv 1808.01371).
 
     mlstm corpus aggressive_dedup.json.gz --out data/amazon --shards 1000
-    python train.py --config configs/amazon_2048.py
-    python train.py --config configs/amazon_2048.py --plan v5e:4x4
+    mlstm train --config amazon_2048
+    mlstm train --config amazon_2048 --plan v5e:4x4
 
 Their rule: the learning rate grows with the batch size, 5e-4 for 128, but not beyond 3e-3, and falls to zero over
 100,000 updates for a batch of 2048 or more: 52e9 bytes, 1.35 passes. They published 1.125 bits per byte for this size

@@ -1,6 +1,6 @@
 """Five minutes on two CPU cores: a small model on the packaged IMDB reviews.
 
-    python train.py
+    mlstm train
 
 It learns spelling, common words and a little grammar. Do not expect a sentiment unit at this size (see README).
 """

@@ -1,6 +1,6 @@
 """An hour or more on two CPU cores: 512 units on the packaged IMDB reviews.
 
-python train.py --config configs/reviews.py
+mlstm train --config reviews
 """
 
 from mlstm_jax.config import Config, ModelConfig

@@ -1,6 +1,6 @@
 """Seconds on one core, for tests and for trying things out: 16 units.
 
-python train.py --config configs/tiny.py --data my_reviews.txt
+mlstm train --config tiny --data my_reviews.txt
 """
 
 from mlstm_jax.config import Config, ModelConfig

@@ -89,7 +89,7 @@ class Config:
     a third more work in products, far less memory; 0 keeps it for the whole sequence. The update is the same."""
     kernels: Literal["xla", "pallas"] = "xla"
     """The time loops of an update: xla leaves them to XLA; pallas takes kernels of our own where there are any for
-    the hardware and the size, and else says so. They agree with xla, but have been timed on no hardware yet."""
+    the hardware and the size, and else is an error. They agree with xla; no hardware has timed them yet."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU. Parameters, state, loss are always float32."""
     run_dir: str | None = None

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON of ours read with care, locked folders, the cache."""
+"""Atomic files, JSON checked as it is read, locked folders, the cache folder."""
 
 import contextlib
 import fcntl

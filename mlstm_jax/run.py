@@ -1,4 +1,4 @@
-"""One run's folder: where everything in it lies, and the JSON in it."""
+"""One run's folder: the path of everything in it, and its JSON files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kind where they must wait, and output that nobody reads any more."""
+"""Signals delayed where they would do harm, and output whose reader has gone."""
 
 import os
 import signal

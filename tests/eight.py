@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mlstm_jax.config import Config, MeshConfig, ModelConfig, to_dict
+from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.corpus.batches import scoring_batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
@@ -157,7 +157,7 @@ def restored():
     tell = lambda state: [checkpoint.fingerprint(state), checkpoint.digest(state)]
     state = state_on((2, 2, 2))
     with checkpoint.Saver(Run(FOLDER), keep=1) as saver:
-        saver.save(state, {"config": to_dict(config_on((2, 2, 2)))})
+        saver.save(state, checkpoint.Meta(config_on((2, 2, 2)), data="", start=0, end=1))
     again = lambda shape: tell(checkpoint.restore(Run(FOLDER), print, mesh_on(shape))[0])
     return {"saved": tell(state), "one": tell(checkpoint.restore(Run(FOLDER), print)[0])} | {
         named(shape): again(shape) for shape in ((4, 1, 1), (1, 8, 1))

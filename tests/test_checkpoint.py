@@ -21,7 +21,7 @@ from launch import ROOT, write_reviews
 import mlstm_jax
 from mlstm_jax.cli import train
 from mlstm_jax.cli.arguments import stored_config
-from mlstm_jax.config import ModelConfig, to_dict
+from mlstm_jax.config import Config, ModelConfig, to_dict
 from mlstm_jax.corpus import batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
@@ -91,7 +91,7 @@ def full_disk(monkeypatch, position, after=None):
 
 def assert_same_run(a, b):
     (state_a, meta_a), (state_b, meta_b) = (checkpoint.restore(Run(run), print) for run in (a, b))
-    assert meta_a["position"] == meta_b["position"] and checkpoint.digest(state_a) == checkpoint.digest(state_b)
+    assert meta_a.position == meta_b.position and checkpoint.digest(state_a) == checkpoint.digest(state_b)
 
 
 def test_a_save_that_fails_is_said_and_made_again(reviews, finished, tmp_path, monkeypatch, capsys):
@@ -187,7 +187,7 @@ def test_numbers_that_are_not_finite_are_never_saved(part, tmp_path):
         checkpoint.Saver(Run(tmp_path), keep=1) as saver,
         pytest.raises(UserError, match="update 0 has left .* not finite"),
     ):
-        saver.save(state._replace(**{part: broken}), {"config": {}})
+        saver.save(state._replace(**{part: broken}), checkpoint.Meta(Config(), data="", start=0, end=1))
     assert Run(tmp_path).steps() == []
 
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_makes_way_for_a_newer_one_is_not_called_damaged(copy,
 
     monkeypatch.setattr(checkpoint, "_load", replaced)
     _, meta = checkpoint.load_params(Run(copy), said.append)
-    assert meta["update"] == 20 and not said
+    assert meta.update == 20 and not said
     with pytest.raises(UserError, match="holds no checkpoint 20; there are: 30"):
         checkpoint.load_params(Run(copy), said.append, update=20)
 

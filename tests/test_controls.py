@@ -34,16 +34,16 @@ def test_without_the_unit_nothing_is_left_of_a_planted_one():
 
 def test_random_units_never_hold_the_unit_and_know_nothing():
     for k in (1, 5, HIDDEN - 1):
-        drawn = controls.random_units(TRAIN, DEV, TEST, PLANTED, k, draws=6)
+        drawn = controls.random_units(TRAIN, DEV, TEST, PLANTED, k, samples=6)
         assert drawn.shape == (6,) and abs(drawn.mean() - 0.5) < 0.08
     np.testing.assert_array_equal(drawn, controls.without(TRAIN, DEV, TEST, PLANTED).mean())
-    again = controls.random_units(TRAIN, DEV, TEST, PLANTED, 5, draws=6)
-    np.testing.assert_array_equal(again, controls.random_units(TRAIN, DEV, TEST, PLANTED, 5, draws=6))
-    assert (controls.random_units(TRAIN, DEV, TEST, 3, HIDDEN - 1, draws=2) > 0.78).all()
+    again = controls.random_units(TRAIN, DEV, TEST, PLANTED, 5, samples=6)
+    np.testing.assert_array_equal(again, controls.random_units(TRAIN, DEV, TEST, PLANTED, 5, samples=6))
+    assert (controls.random_units(TRAIN, DEV, TEST, 3, HIDDEN - 1, samples=2) > 0.78).all()
 
 
 def test_the_planted_unit_is_on_top_of_every_resampled_probe_and_noise_is_not():
-    assert controls.stability(TRAIN, 1.0) == [PLANTED] * controls.DRAWS
+    assert controls.stability(TRAIN, 1.0) == [PLANTED] * controls.SAMPLES
     noise = Examples(TRAIN.x, np.random.default_rng(5).integers(0, 2, len(TRAIN.y)))
     assert len(set(controls.stability(noise, 1.0))) > 1
 
@@ -53,12 +53,12 @@ def test_a_resampled_class_is_as_large_as_it_is(monkeypatch):
     fit_each = probe.fit_each
     monkeypatch.setattr(probe, "fit_each", lambda e, wanted: (seen.extend(wanted), fit_each(e, wanted))[1])
     rare = Examples(TRAIN.x, (np.arange(400) < 3).astype(np.int64))
-    controls.stability(rare, 1.0, draws=20)
+    controls.stability(rare, 1.0, samples=20)
     assert all(rare.y[rows].sum() == 3 and len(rows) == 400 for rows, _ in seen)
 
 
 def test_label_efficiency_ends_at_what_the_whole_probe_and_the_unit_reach():
-    learnt = controls.label_efficiency(TRAIN, TEST, 0.5, PLANTED, draws=4)
+    learnt = controls.label_efficiency(TRAIN, TEST, 0.5, PLANTED, samples=4)
     assert [row.n for row in learnt] == [1, 2, 5, 10, 20, 50, 100, 200, 400]
     (whole,) = probe.fit_each(TRAIN, [(None, 0.5)])
     unit = probe.measure_unit(*TRAIN, PLANTED)
@@ -75,13 +75,13 @@ def test_label_efficiency_ends_at_what_the_whole_probe_and_the_unit_reach():
 
 def test_noise_is_not_learnt_from_any_number_of_labels():
     noise, test = examples(400, 3, strength=0), examples(600, 4, strength=0)
-    learnt = controls.label_efficiency(noise, test, 0.5, PLANTED, draws=4)
+    learnt = controls.label_efficiency(noise, test, 0.5, PLANTED, samples=4)
     assert all(abs(row.mean_all - 0.5) < 0.07 and abs(row.mean_unit - 0.5) < 0.07 for row in learnt)
 
 
 def test_test_labels_change_no_fit_of_label_efficiency(monkeypatch):
     flipped = TEST._replace(y=1 - TEST.y)
-    one, other = (controls.label_efficiency(TRAIN, t, 0.5, PLANTED, draws=3) for t in (TEST, flipped))
+    one, other = (controls.label_efficiency(TRAIN, t, 0.5, PLANTED, samples=3) for t in (TEST, flipped))
     for a, b in zip(one, other, strict=True):
         assert (a.mean_all, a.mean_unit) == (pytest.approx(1 - b.mean_all), pytest.approx(1 - b.mean_unit))
 

@@ -523,7 +523,7 @@ def test_training_reads_the_shards_in_their_order(corpus, tmp_path, capsys):
     assert train.run(arguments(corpus, tmp_path / "run")) == 0
     assert "to train on in 7 shards" in capsys.readouterr().out
     state, meta = checkpoint.restore(Run(tmp_path / "run"), log=print)
-    assert int(state.update) == 20 and meta["position"] == 20
+    assert int(state.update) == 20 and meta.position == 20
     assert train.run(["--run-dir", str(tmp_path / "run"), "--verify"]) == 0
     assert "all 7 shards" in capsys.readouterr().out
 

@@ -2,7 +2,7 @@
 
 python eval_sst.py                                   # the run with the newest checkpoint
 python eval_sst.py runs/quickstart --task imdb
-python eval_sst.py runs/quickstart --report out      # all there is to say, as one HTML page
+python eval_sst.py runs/quickstart --report out      # everything, as one HTML page
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Write with a trained model, units held where asked.
+"""Sample text from a trained model, with units held at values if asked.
 
 python sample.py                                     # the run with the newest checkpoint
 python sample.py runs/quickstart --prime "This movie " --clamp 12=1.0

@@ -1,4 +1,4 @@
-"""Score reviews of any number: the value of the unit that carries sentiment after every text, and what it says.
+"""Score any number of reviews: the value of the sentiment unit after each text, and the sentiment that it predicts.
 
 mlstm score runs/quickstart reviews.csv --out scored.csv      # after eval_sst.py has found the unit
 """
@@ -69,7 +69,7 @@ def main(
     """Score reviews of any number by the unit that carries sentiment: a row out for every row in, in order.
 
     A row has its line, text, label if there are any, the unit's value, the probability that the text is positive, the
-    sentiment (positive or negative; which labels of the task these are is said at the end), and a note where nothing
+    sentiment (positive or negative; which labels of the task these are is printed at the end), and a note where nothing
     could be read. Where that is so of all rows, the exit status is 2. Memory does not grow with the input. A
     model of 4096 units reads some 600 bytes a second on a CPU: take a GPU or a smaller model for large files.
 
@@ -153,7 +153,7 @@ def run(args: list[str]) -> None:
 
 
 def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
-    """The reviews of all sources, and whether any has labels. What is wrong with a source's beginning is told now."""
+    """The reviews of all sources, and whether any has labels. A source that cannot be begun is an error now."""
     parts, labelled = [], False
     for index, source in enumerate(found):
         if source.size == 0:
@@ -275,7 +275,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
         yield from _standard_output()
         return
     part, state, done = _parts(out)
-    with _told(part, state), open(part, "r+b" if resume and part.exists() else "x+b") as file:
+    with _reported(part, state), open(part, "r+b" if resume and part.exists() else "x+b") as file:
         disk.lock(file, f"{part} is being written")
         for name in (state.name, done.name):
             for left in out.parent.glob(f".{glob.escape(name)}.*"):  # by one that was killed
@@ -296,7 +296,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 nonlocal count
                 count += groups
                 file.flush()
-                os.fsync(file.fileno())  # before what says that it is there
+                os.fsync(file.fileno())  # before the state that refers to it
                 with atomic(state) as stored:
                     stored.write(dumps(known(groups=count)).encode())
 
@@ -336,7 +336,7 @@ def _standard_output() -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def _told(part: Path, state: Path) -> Iterator[None]:
+def _reported(part: Path, state: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
@@ -397,7 +397,7 @@ def _difference(stored: dict[str, Any], about: dict[str, Any]) -> str | None:
     return None
 
 
-# What is said at the end
+# The summary at the end
 
 
 class Without(NamedTuple):
@@ -427,6 +427,6 @@ def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
     """Lines on stderr: how many rows there are, and those without a value by number."""
     for reason, (count, first, why) in without.items():
         places = ", ".join(first) + " ..." * (count > len(first))
-        said = f" (the first: {why})" if why else ""
-        log(f"{count:,} without a value, {reason}{said}: line{'s' * (count > 1)} {places}", sys.stderr)
+        first = f" (the first: {why})" if why else ""
+        log(f"{count:,} without a value, {reason}{first}: line{'s' * (count > 1)} {places}", sys.stderr)
     log(f"{total:,} rows" + (f" in {out}" if out else ""), sys.stderr)

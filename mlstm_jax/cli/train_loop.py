@@ -31,6 +31,7 @@ from mlstm_jax.report import plots
 from mlstm_jax.run import Run
 from mlstm_jax.text import log, printable, show
 from mlstm_jax.training import checkpoint, processes, sharding, updates, validation
+from mlstm_jax.training.checkpoint import Meta
 from mlstm_jax.training.log import Log
 from mlstm_jax.training.updates import TrainState
 
@@ -48,27 +49,16 @@ class Training:
     mesh: Mesh
     precision: Precision
     state: TrainState
-    meta: dict[str, Any]  # what a checkpoint holds beside the state: config, place in the data, schedule
+    meta: Meta
     update: int  # the number of updates done
-
-    @property
-    def start(self) -> int:
-        """The update at which the learning rate begins to fall."""
-        return self.meta["schedule"][0]
-
-    @property
-    def end(self) -> int:
-        """The update at which the run is finished."""
-        return self.meta["schedule"][1]
 
 
 def train(config: Config, run: Run, data: Data) -> int:
     """Train a run to its end, or until a signal. Returns the exit status."""
     training = prepare(config, run, data)
-    if training.update == training.end:
-        log(
-            f"{run.path} is finished ({training.end:,} updates); --more-updates N trains it on. Try:\n{next_steps(run)}"
-        )
+    if training.update == training.meta.end:
+        log(f"{run.path} is finished ({training.update:,} updates); --more-updates N trains it on. Try:")
+        log(next_steps(run))
         return 0
     compiled = programs(training)
     return finish(training, compiled, fit(training, compiled))
@@ -83,27 +73,20 @@ def prepare(config: Config, run: Run, data: Data) -> Training:
     restored = checkpoint.restore(run, log, mesh)
     first = None
     if config.init and restored:
-        config = replace(config, model=configs.from_dict(restored[1]["config"]).model)  # taken from the weights then
+        config = replace(config, model=restored.meta.config.model)  # taken from the weights then
     elif config.init:
         first = initial_weights(config.init)
         config = replace(config, model=replace(config.model, hidden=first.hidden, embed=first.embed))
     kept, planned = configs.kept(config), planned_updates(config, data)
-    meta = {
-        "config": configs.to_dict(kept),
-        "data": data.corpus.digest,
-        "position": 0,
-        "schedule": [0, planned],
-        "validation_bits_per_byte": None,
-    }
     if restored:
-        state, saved = restored
-        resume(run, config, data, saved)
-        meta |= {name: saved[name] for name in ("position", "schedule", "validation_bits_per_byte")}
+        state = restored.state
+        resume(run, config, data, restored.meta)
+        meta = restored.meta._replace(config=kept)
         log(f"resuming {run.path} after update {int(state.update):,}")
     else:
         if run.metrics_file.exists():
             log(f"{run.path} has no checkpoint: starting again from update 0")
-        state = new_state(config, mesh, first)
+        state, meta = new_state(config, mesh, first), Meta(kept, data.corpus.digest, start=0, end=planned)
     training = Training(config, run, data, mesh, precision, state, meta, int(state.update))
     if config.more_updates:
         extend(training)
@@ -136,9 +119,9 @@ def new_state(config: Config, mesh: Mesh, first: language_model.LanguageModel | 
     return sharding.spread_tree(state, updates.shardings(config, mesh))
 
 
-def resume(run: Run, config: Config, data: Data, saved: dict[str, Any]) -> None:
+def resume(run: Run, config: Config, data: Data, saved: Meta) -> None:
     """Print what changes in a run that has started. Raises UserError for what may not, and for other data."""
-    old = configs.from_dict(saved["config"])
+    old = saved.config
     changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", *configs.ONCE)}
     fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
     described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
@@ -151,7 +134,7 @@ def resume(run: Run, config: Config, data: Data, saved: dict[str, Any]) -> None:
         )
     if changed:
         log(f"changed for this run from now on: {described}")
-    if saved["data"] != data.corpus.digest:
+    if saved.data != data.corpus.digest:
         raise UserError(
             f"the data of {run.path} have changed: {config.data} does not give the bytes that this run was trained on"
         )
@@ -159,10 +142,11 @@ def resume(run: Run, config: Config, data: Data, saved: dict[str, Any]) -> None:
 
 def extend(training: Training) -> None:
     """Let a finished run do more updates, with a new decay. Raises UserError for one that is not finished."""
-    if training.update < training.end:
-        left = training.end - training.update
+    if training.update < training.meta.end:
+        left = training.meta.end - training.update
         raise UserError(f"--more-updates goes with a finished run; this one has {left:,} of its updates to do")
-    training.meta["schedule"] = [training.update, training.update + training.config.more_updates]
+    more = training.config.more_updates
+    training.meta = training.meta._replace(start=training.update, end=training.update + more)
 
 
 class Compiled(NamedTuple):
@@ -206,21 +190,21 @@ class Stopped(NamedTuple):
 def fit(training: Training, compiled: Compiled) -> Stopped:
     """Update until the end, or until a signal; between updates log, validate, sample and save; save at last."""
     run, begun, mesh = training.run, training.update, training.mesh
-    for line in plan.explain(training.config, training.state, mesh, training.precision, training.end - begun):
+    for line in plan.explain(training.config, training.state, mesh, training.precision, training.meta.end - begun):
         log(program.flags(line))
     own = sharding.own_rows(mesh, training.config.batch_size)
-    check, position = training.data.corpus.check, training.meta["position"]
+    check, position = training.data.corpus.check, training.meta.position
     with (
         closing(batches.stream(training.data.batches, position, check, own)) as stream,
         Interrupt() as interrupt,
-        Log(run, begun, training.end, keep=processes.is_first()) as out,
+        Log(run, begun, training.meta.end, keep=processes.is_first()) as out,
         checkpoint.Saver(run, training.config.keep, out.log, mesh) as saver,
         processes.ending_with_others(),
     ):
         recent, duties = periodic(training, compiled, out, saver)
         out.log("compiling ...")
-        while training.update < training.end:
-            if training.update > training.start and (number := processes.highest(interrupt.signal)):
+        while training.update < training.meta.end:
+            if training.update > training.meta.start and (number := processes.highest(interrupt.signal)):
                 saver.save(training.state, training.meta, wait=True)
                 return Stopped(signal=number)
             saver.check(training.state, training.meta)
@@ -231,7 +215,7 @@ def fit(training: Training, compiled: Compiled) -> Stopped:
             trace(training, training.update - begun)
             report_skipped(training, recent[-1], out, saver)
             for duty in duties:
-                if duty.is_due(training.update, training.end):
+                if duty.is_due(training.update, training.meta.end):
                     duty.do()
         test = bits_per_byte(training, compiled, training.data.corpus.test)
         out.metrics(training.update, {"test_bits_per_byte": test})
@@ -258,10 +242,10 @@ def take_update(training: Training, compiled: Compiled, stream: Iterator, own: A
     rows, fresh = next(stream)
     batch = sharding.place(rows, own, training.mesh, training.config.batch_size)
     rate = np.float32(
-        updates.learning_rate(training.config.learning_rate, training.update, training.start, training.end)
+        updates.learning_rate(training.config.learning_rate, training.update, training.meta.start, training.meta.end)
     )
     training.state, metrics = compiled.train_step(training.state, batch, fresh, rate)
-    training.meta["position"] += 1
+    training.meta = training.meta._replace(position=training.meta.position + 1)
     training.update += 1
     metrics = jax.device_get(metrics)  # waits for the update
     return Done(metrics, float(rate), time.monotonic() - since)
@@ -345,7 +329,7 @@ def bits_per_byte(training: Training, compiled: Compiled, part: np.ndarray) -> f
 def validate(training: Training, compiled: Compiled, out: Log) -> None:
     """Measure the bits per byte of the validation set, for the log and the next checkpoint."""
     bits = bits_per_byte(training, compiled, training.data.corpus.validation)
-    training.meta["validation_bits_per_byte"] = bits
+    training.meta = training.meta._replace(validation_bits_per_byte=bits)
     out.metrics(training.update, {"validation_bits_per_byte": bits})
     out.log(f"update {training.update:,}: {bits:.4f} validation bits per byte")
 
@@ -366,12 +350,12 @@ def finish(training: Training, compiled: Compiled, stopped: Stopped) -> int:
     run = training.run
     if stopped.signal:
         again = program.command("train", run_dir=run.path)
-        log(f"stopped and saved after update {training.update:,} of {training.end:,}; {again} goes on")
+        log(f"stopped and saved after update {training.update:,} of {training.meta.end:,}; {again} goes on")
         return 128 + stopped.signal
     samples = [sample(training, compiled, number) for number in range(len(PRIMES))]
     if not processes.is_first():
         return 0
-    known = {"validation": training.meta["validation_bits_per_byte"], "test": stopped.test_bits_per_byte}
+    known = {"validation": training.meta.validation_bits_per_byte, "test": stopped.test_bits_per_byte}
     log("; ".join(f"{name}: {bits:.4f} bits per byte" for name, bits in known.items() if bits is not None))
     plots.attempt(partial(plots.loss_curve, run.read_metrics(), run.loss_curve), "loss curve")
     log("\n".join(samples))
@@ -386,7 +370,7 @@ def next_steps(run: Run) -> str:
 
 def trace(training: Training, done: int) -> None:
     """Trace as many updates as asked for, from the third one of this start on: the ones before it compile."""
-    count, folder, last = training.config.profile, training.run.profile, training.update == training.end
+    count, folder, last = training.config.profile, training.run.profile, training.update == training.meta.end
     if count and done == 2 and not last:
         jax.profiler.start_trace(str(folder))
     elif count and (done == 2 + count or 2 < done < 2 + count and last):

@@ -1,4 +1,4 @@
-"""The stream of training batches and the rows of held-out scoring, cut from bytes. A place in it is one number."""
+"""Training batches and validation batches, cut from bytes. A position in the stream is one number."""
 
 import itertools
 import queue

@@ -1,4 +1,4 @@
-"""From a config's data to the corpus: framed reviews, held-out ones set apart, the rest shuffled into shards."""
+"""From a config's data to the corpus: framed reviews, some set apart for validation and test, the rest in shards."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Corpus(NamedTuple):
     test: Bytes
     digest: str  # SHA-256 of all of it
     summary: str  # one line for people
-    notes: tuple[str, ...] = ()  # what else people should know of the data, a line each
+    notes: tuple[str, ...] = ()  # notes on the data, a line each
     check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
 
 

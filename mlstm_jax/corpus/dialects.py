@@ -1,4 +1,4 @@
-"""Dialects of CSV and TSV: recognised by a file's first lines, and the rows of lines in a dialect."""
+"""Dialects of CSV and TSV: detected from a file's first lines; lines in a dialect to rows."""
 
 import csv
 import io

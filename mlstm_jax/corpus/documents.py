@@ -1,4 +1,4 @@
-"""JSON that is one array, or objects over several lines, to one object a line, in the memory of one object."""
+"""JSON that is one array, or objects over several lines, to one object a line, in memory for one object."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,7 @@
 """Readers: files of reviews to texts with labels, in two halves, so that much is read in parallel, in little memory.
 
 `chunks` decompresses and cuts at newline bytes, in one process; `parse` reads a chunk anywhere. Nothing is skipped:
-every line or row that is not blank is a text, an empty text, or said to be wrong. Invalid UTF-8 is kept.
+every line or row that is not blank is a text, an empty text, or reported as wrong. Invalid UTF-8 is kept.
 """
 
 import glob
@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlstm_jax.corpus import answers, tables
+from mlstm_jax.corpus import line_labels, tables
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
 from mlstm_jax.corpus.records import keys_of_lines, line_reader
@@ -85,7 +85,7 @@ def read_texts(
             log(left_out(source, {cannot_be_read(why): bad}))
 
 
-# What is said of a source
+# Notes on a source
 
 
 def labels_within(source: Source, chunk: Chunk) -> str | None:
@@ -99,8 +99,8 @@ def labels_within(source: Source, chunk: Chunk) -> str | None:
 def left_out(source: Source, lines: dict[str, list[int]]) -> str:
     """Lines of a source that are left out, by what is wrong with them: how many, and the first."""
     first = lambda found: ", ".join(map(str, found[:3])) + " ..." * (len(found) > 3)
-    said = (f"{len(found):,} {what}, line{'s' * (len(found) > 1)} {first(found)}" for what, found in lines.items())
-    return f"{source.name}: rows left out: {'; '.join(said)}"
+    notes = (f"{len(found):,} {what}, line{'s' * (len(found) > 1)} {first(found)}" for what, found in lines.items())
+    return f"{source.name}: rows left out: {'; '.join(notes)}"
 
 
 def cannot_be_read(why: str) -> str:
@@ -163,7 +163,7 @@ def _expand(item):
 
 
 def _files_in(folder):
-    def refuse(error):  # os.walk passes over what it may not read, unless it is told
+    def refuse(error):  # os.walk ignores errors by default
         raise error
 
     names, seen = [], {_identity(folder)}
@@ -240,7 +240,7 @@ def _file_of_lines(source, keys, size):
             if not fits:
                 raise UserError(f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")
             if kind == "lines":
-                keys = Keys(None, answers.layout(head))
+                keys = Keys(None, line_labels.layout(head))
             payloads = cut(chain([head], found), size)
         for payload in payloads:
             yield kind, keys, payload, 0 if source.size is None else file.tell()
@@ -292,7 +292,7 @@ def parse(chunk: Chunk) -> Iterator[Row]:
     if chunk.kind == "json":
         read = line_reader(chunk.keys)
     else:
-        read = partial(answers.split, name=chunk.keys.label) if chunk.keys.label else _line
+        read = partial(line_labels.split, name=chunk.keys.label) if chunk.keys.label else _line
     for number, line in enumerate(chunk.payload.split(b"\n"), chunk.line):
         if len(line) > LINE:
             yield number, kept(line), None, TOO_LONG

@@ -1,4 +1,4 @@
-"""A corpus folder: parts of framed reviews as raw bytes, and the manifest that says what they are."""
+"""A corpus folder: parts of framed reviews as raw bytes, and a manifest that describes them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
 def load(folder: Path) -> list[Part]:
     """The parts of a corpus folder in their order, training shards first.
 
-    Raises UserError, with the part's name, for one that is missing or not of the size that the manifest tells.
+    Raises UserError, with the part's name, for one that is missing or not of the size in the manifest.
     """
     parts = read_manifest(folder).parts
     for part in parts:

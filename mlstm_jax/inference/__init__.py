@@ -1,1 +1,1 @@
-"""Reading texts and writing them with a trained model."""
+"""A trained model at work: features of texts, and samples."""

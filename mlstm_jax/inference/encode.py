@@ -1,4 +1,4 @@
-"""Reading: texts to features, any length, batched; one text byte by byte; raw bytes to logits. All through `scan`."""
+"""Encoding: texts of any length to features, in batches; one text byte by byte; raw bytes to logits. All use `scan`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""Sampling: one compiled scan that chooses a byte from the logits, reads it, and holds units where asked."""
+"""Sampling: one compiled scan that samples a byte from the logits, reads it, and holds clamped units."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from mlstm_jax import unit_record
-from mlstm_jax.config import Precision, from_dict
+from mlstm_jax.config import Precision
 from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import default_precision
@@ -60,11 +60,11 @@ def load(
             raise UserError(f"{changed}; {otherwise}")
         return model
     params, meta = checkpoint.load_params(run, partial(log, file=sys.stderr), update)
-    config, update = from_dict(meta["config"]), meta["update"]
+    config, update = meta.config, meta.update
     data = f"{Path(config.data).name}, {update * config.batch_size * config.seq_length:,} bytes"
     data += f", starting from {config.init}" if config.init else ""
-    validation_bits_per_byte = meta["validation_bits_per_byte"]
-    about = {"update": update, "validation_bits_per_byte": validation_bits_per_byte, "trained_on": data}
+    bits = meta.validation_bits_per_byte
+    about = {"update": update, "validation_bits_per_byte": bits, "trained_on": data}
     return LanguageModel(params, path, is_run=True, precision=chosen, **about)
 
 

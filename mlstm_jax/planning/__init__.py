@@ -1,1 +1,1 @@
-"""Memory and speed on hardware that is not there."""
+"""Memory and speed on hardware that is not attached."""

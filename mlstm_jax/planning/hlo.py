@@ -1,4 +1,4 @@
-"""What a compiled program's text says: its collectives, and what a step of its loops does."""
+"""From a compiled program's text: its collectives, and what a step of its loops does."""
 
 import math
 import re

@@ -1,6 +1,6 @@
 """Planning: the update compiled ahead of time for hardware that is not there, its memory, and its estimated speed.
 
-Memory and collectives are the compiler's word. The rate is an estimate; `seconds_by_part` says what it supposes.
+Memory and collectives are the compiler's figures. The rate is an estimate; `seconds_by_part` says what it supposes.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Devices of hardware that is not there, as the compiler knows them."""
+"""Descriptions of devices that are not attached, for the compiler."""
 
 import os
 
@@ -24,7 +24,7 @@ def _tpus(topology):
     sizes = [int(size) for size in topology.lower().partition(":")[2].split("x") if size.isdecimal()]
     if not sizes:
         raise UserError(f"`plan` {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
-    # What libtpu wants to know of the machine it believes to be on.
+    # Environment variables from which libtpu reads the machine that it is on.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks hardware that is not here
@@ -37,7 +37,7 @@ def _tpus(topology):
         raise UserError(f"`plan` {topology} takes libtpu, on Linux: pip install 'mlstm-jax[tpu]'") from None
     from jax.experimental import topologies
 
-    # A host has 2 x 2 chips, and a topology of fewer is one host of all its chips, which older libtpus must be told.
+    # A host has 2 x 2 chips; a smaller topology is one host, which older versions of libtpu must be given.
     host = [min(size, most) for size, most in zip([*sizes, 1, 1], (2, 2, 1), strict=False)]
     return topologies.get_topology_desc(
         platform="tpu", topology_name=topology.lower(), chips_per_host_bounds=host

@@ -1,4 +1,4 @@
-"""What an evaluation found, section by section: a table, pictures, a word on each; printed, or bound into a report."""
+"""The results of an evaluation as sections: a summary, a table, pictures; printed, or put into a report."""
 
 import platform
 from collections import Counter
@@ -97,8 +97,8 @@ def doubts(model: Any, task: Task, found: Found) -> list[Section]:
         probed.append(("random others", k, f"{drawn.mean():.2%} ± {drawn.std():.2%}"))
     tops = controls.stability(found.train, record.c)
     words = (
-        f"Random units: mean and standard deviation over {controls.DRAWS} draws. {INTERVAL} Of {len(tops)} probes on "
-        f"resampled training texts, {tops.count(record.unit)} have unit {record.unit} on top."
+        f"Random units: mean and standard deviation over {controls.SAMPLES} samples. {INTERVAL} Of {len(tops)} probes "
+        f"on resampled training texts, {tops.count(record.unit)} have unit {record.unit} on top."
     )
     ended = [
         (row.name, percent(row.right_all), percent(row.right_alone), f"{row.shift:+.2f}")
@@ -142,7 +142,7 @@ def label_efficiency(found: Found, folder: Path) -> Section:
     show = lambda mean, deviation: f"{mean:.2%} ± {deviation:.2%}"
     rows = [(f"{row.n:,}", show(*row[1:3]), show(*row[3:5])) for row in learnt]
     words = (
-        f"Mean and standard deviation over {controls.DRAWS} draws of the labelled texts, in which the classes take "
+        f"Mean and standard deviation over {controls.SAMPLES} samples of the labelled texts, in which the classes take "
         "turns. The unit was found with all labels; its sign and threshold are learnt from these alone."
     )
     return Section("Label efficiency", words, rows, ("labelled texts", "all units", "unit alone"), drawn((draw, title)))

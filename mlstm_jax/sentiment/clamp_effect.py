@@ -86,8 +86,8 @@ def measure(
 
 def estimate(values: Float[np.ndarray, "n"], seed: int = 0) -> Estimate:
     """The mean of the values, and the 2.5 and 97.5 percentiles of the means of samples drawn from them anew."""
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    resampled = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[resampled].mean(axis=1), [2.5, 97.5])
     return Estimate(float(values.mean()), float(low), float(high))
 
 

@@ -1,4 +1,4 @@
-"""What a unit is held against: probes without it, random units, other training texts, few labels. numpy, never jax."""
+"""Control experiments: probes without the unit, random units, other training texts, few labels. numpy, never jax."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from mlstm_jax.progress import progress
 from mlstm_jax.sentiment import probe
 from mlstm_jax.sentiment.probe import Examples
 
-DRAWS = 10  # of units, of training texts
+SAMPLES = 10  # of units, of training texts
 
 
 def without(train: Examples, dev: Examples, test: Examples, unit: int) -> Bool[np.ndarray, "n"]:
@@ -19,11 +19,11 @@ def without(train: Examples, dev: Examples, test: Examples, unit: int) -> Bool[n
 
 
 def random_units(
-    train: Examples, dev: Examples, test: Examples, unit: int, k: int, draws: int = DRAWS, seed: int = 0
-) -> Float[np.ndarray, "draws"]:
+    train: Examples, dev: Examples, test: Examples, unit: int, k: int, samples: int = SAMPLES, seed: int = 0
+) -> Float[np.ndarray, "samples"]:
     """Test accuracies of probes on k units drawn at random among all but `unit` (Donnelly and Roegiest 2019)."""
     others, rng = np.delete(np.arange(train.x.shape[1]), unit), np.random.default_rng((seed, k))
-    drawn = (rng.choice(others, k, replace=False) for _ in range(draws))
+    drawn = (rng.choice(others, k, replace=False) for _ in range(samples))
     return np.array([_right_on(train, dev, test, units).mean() for units in drawn])
 
 
@@ -32,12 +32,12 @@ def _right_on(train, dev, test, units):
     return probe.right(probe.fit(x, train.y, dev_x, dev.y), test_x, test.y)
 
 
-def stability(train: Examples, c: float, draws: int = DRAWS, seed: int = 0) -> list[int]:
+def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) -> list[int]:
     """The top units of probes fitted on resampled training texts, each class as large as it is."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(train.y == label) for label in (0, 1)]
-    drawn = [np.concatenate([rng.choice(rows, len(rows)) for rows in classes]) for _ in range(draws)]
-    with progress("resampling", draws, counted=True) as done:
+    drawn = [np.concatenate([rng.choice(rows, len(rows)) for rows in classes]) for _ in range(samples)]
+    with progress("resampling", samples, counted=True) as done:
         tops = []
         for rows, fitted in zip(drawn, probe.fit_each(train, [(rows, c) for rows in drawn]), strict=True):
             tops.append(probe.top_unit(fitted, train.x[rows], train.y[rows]))
@@ -46,7 +46,7 @@ def stability(train: Examples, c: float, draws: int = DRAWS, seed: int = 0) -> l
 
 
 class Learnt(NamedTuple):
-    """Test accuracies after n labelled texts, their mean and standard deviation over draws of the texts."""
+    """Test accuracies after n labelled texts, their mean and standard deviation over samples of the texts."""
 
     n: int
     mean_all: float
@@ -56,7 +56,7 @@ class Learnt(NamedTuple):
 
 
 def label_efficiency(
-    train: Examples, test: Examples, c: float, unit: int, draws: int = DRAWS, seed: int = 0
+    train: Examples, test: Examples, c: float, unit: int, samples: int = SAMPLES, seed: int = 0
 ) -> list[Learnt]:
     """What the probe, and the unit with its sign and threshold, learn from 1, 2, 5, 10 ... labelled texts.
 
@@ -65,7 +65,7 @@ def label_efficiency(
     falls as 1 / sqrt(n), and no labels are spent on choosing it. The paper's figure 2.
     """
     sizes, total = _sizes(len(train.y)), len(train.y)
-    orders = [_by_turns(train.y, np.random.default_rng((seed, draw))) for draw in range(draws)]
+    orders = [_by_turns(train.y, np.random.default_rng((seed, draw))) for draw in range(samples)]
     drawn = [[order[:n] for order in (orders if n < total else orders[:1])] for n in sizes]
     both = [rows for of_size in drawn for rows in of_size if len(set(train.y[rows])) == 2]
     fits = probe.fit_each(train, [(rows, c * (total / len(rows)) ** 0.5) for rows in both])

@@ -1,4 +1,4 @@
-"""What a model knows of a task: features, the probe, the unit, and what speaks against it."""
+"""A model evaluated on a task: features, the probe, the best unit, control experiments."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The value of the sentiment unit after each of many reviews, and what it says."""
+"""The value of the sentiment unit after each of many reviews, and the sentiment that it predicts."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ def read(
     return values
 
 
-# What the values say
+# Predictions
 
 
 def probability(values: Float[np.ndarray, "n"], record: UnitRecord) -> Float[np.ndarray, "n"]:

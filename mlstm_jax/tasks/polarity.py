@@ -1,4 +1,4 @@
-"""Which of two labels is the positive one: told by the user, or by numbers and words whose meaning is beyond doubt."""
+"""Which of two labels is the positive one: named by the user, or by numbers and words with only one meaning."""
 
 import math
 import re

@@ -1,10 +1,10 @@
-"""Checkpoints: the only file that knows Orbax.
+"""What a checkpoint holds, how it is saved and restored: the only file that knows Orbax.
 
-A run folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (Adam's moments, carried
-state, counters) and meta (config, place in the data, schedule, digests). Orbax does not notice flipped bytes, so every
-part's fingerprint is kept in meta and checked on load; a damaged step falls back to the one before it. An error of the
-system, which may pass, is no damage: reading and saving are tried again, and end with it in one line. Arrays are saved
-from where they live, and loaded to where they shall live: on another mesh, by another number of processes.
+A run's folder holds `config.json` and `checkpoints/<update>/` with three parts: params, train (the rest of TrainState)
+and meta (Meta, with the digests of all three). Orbax does not notice flipped bytes, so digests are checked on load; a
+damaged checkpoint falls back to the one before it. An error of the system, which may pass, is not damage: reading and
+saving are tried again, and then end with one line. Arrays are saved from the devices they are on, and may be restored
+to another mesh, by another number of processes.
 """
 
 import errno
@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from mlstm_jax.config import Config, from_dict
+from mlstm_jax.config import Config, from_dict, to_dict
 from mlstm_jax.disk import read_json
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
@@ -36,8 +36,26 @@ from mlstm_jax.run import Run
 from mlstm_jax.training import processes, sharding, updates
 from mlstm_jax.training.updates import TrainState
 
-Meta = dict[str, Any]
 PAUSES = (0.5, 2.0)  # seconds before a read or a save that failed is tried again
+
+
+class Meta(NamedTuple):
+    """What a checkpoint holds beside the arrays of the state."""
+
+    config: Config
+    data: str  # digest of the corpus
+    start: int  # the update at which the learning rate begins to fall
+    end: int  # the update at which the run is finished
+    position: int = 0  # batches taken
+    update: int = 0  # updates done
+    validation_bits_per_byte: float | None = None  # when last measured
+
+
+class Checkpoint(NamedTuple):
+    """All that a run goes on from."""
+
+    state: TrainState
+    meta: Meta
 
 
 def digest(tree: Any) -> str:
@@ -92,7 +110,7 @@ def _all_finite(tree):
 class Saver:
     """Writes the checkpoints of one run in the background; each appears whole or not at all, the last `keep` remain.
 
-    A save that fails is said and made again, with the state of that time; the third in a row ends the run. The first
+    A save that fails is logged and tried again, with the state of that time; the third in a row ends the run. The first
     one is read back.
     """
 
@@ -134,12 +152,11 @@ class Saver:
                 "train",
                 run_dir=self.run.path,
             )
-        meta = meta | {"update": step, "digests": {"params": fingerprint(params), "train": fingerprint(train)}}
-        meta["digests"]["meta"] = _meta_digest(meta)
+        fields = _to_json(meta._replace(update=step), {"params": fingerprint(params), "train": fingerprint(train)})
         args = {
             "params": ocp.args.StandardSave(params),
             "train": ocp.args.StandardSave(train),
-            "meta": ocp.args.JsonSave(meta),
+            "meta": ocp.args.JsonSave(fields),
         }
         try:
             self.manager = self.manager or self._open()
@@ -261,7 +278,7 @@ def _hush():
     sys.unraisablehook = lambda what: None if late(what.exc_value) or left(what) else show_ignored(what)
 
 
-def restore(run: Run, log: Callable[[str], None], mesh: Mesh | None = None) -> tuple[TrainState, Meta] | None:
+def restore(run: Run, log: Callable[[str], None], mesh: Mesh | None = None) -> Checkpoint | None:
     """The newest whole checkpoint of a run, on a mesh or on one device; None where there is none yet.
 
     A damaged one is named through `log` and moved out of the way, into `damaged/`, so that its update can be saved
@@ -279,7 +296,7 @@ def restore(run: Run, log: Callable[[str], None], mesh: Mesh | None = None) -> t
     if found is None:
         return None
     parts, meta = found
-    return TrainState(params=parts["params"], **parts["train"]), meta
+    return Checkpoint(TrainState(params=parts["params"], **parts["train"]), meta)
 
 
 def load_params(run: Run, log: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
@@ -372,27 +389,25 @@ def _cause(error):
 
 def _load(step_dir, names, mesh):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        meta = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if _meta_digest(meta) != meta["digests"]["meta"]:
+        fields = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if _meta_digest(fields) != fields["digests"]["meta"]:
             raise ValueError("meta does not match its digest")
         try:
-            config = from_dict(meta["config"])
+            meta = _from_json(fields)
         except TypeError as error:
             raise UserError(f"{step_dir} was written by a newer version of this program ({error})") from None
         mesh = mesh or sharding.one_device()
-        state = updates.shapes(config, mesh).state
-        carry = "carry" if "batch_size" in meta["config"] else "lanes"  # as version 0.1.0 called it
+        state = updates.shapes(meta.config, mesh).state
+        carry = "carry" if "batch_size" in fields["config"] else "lanes"  # as version 0.1.0 called it
         abstract = dict(zip(("params", "train"), _parts(state, carry), strict=True))
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
         parts = reader.restore(step_dir, args=ocp.args.Composite(**args))
     for name in names:
-        kind = fingerprint if len(meta["digests"][name]) == 32 else digest  # of the first runs
-        if meta["digests"][name] != kind(parts[name]):
+        known = fields["digests"][name]
+        if known != (fingerprint if len(known) == 32 else digest)(parts[name]):  # a whole digest: the first runs
             raise ValueError(f"{name} do not match their digest: bytes have changed")
     if "train" in names:
         parts["train"]["carry"] = parts["train"].pop(carry)
-    if "heldout_bits_per_byte" in meta:  # of version 0.1.0, too
-        meta["validation_bits_per_byte"] = meta.pop("heldout_bits_per_byte")
     return {name: parts[name] for name in names}, meta
 
 
@@ -403,9 +418,24 @@ def _parts(state: TrainState, carry="carry"):
     return fields.pop("params"), fields
 
 
-def _meta_digest(meta: Meta) -> str:
-    digests = {k: v for k, v in meta["digests"].items() if k != "meta"}
-    return hashlib.sha256(json.dumps(meta | {"digests": digests}, sort_keys=True).encode()).hexdigest()
+def _to_json(meta: Meta, digests: dict[str, str]) -> dict[str, Any]:
+    """The meta as plain values, with the digests of all three parts."""
+    fields = meta._asdict() | {"config": to_dict(meta.config), "digests": digests}
+    fields["schedule"] = [fields.pop("start"), fields.pop("end")]
+    return fields | {"digests": digests | {"meta": _meta_digest(fields)}}
+
+
+def _from_json(fields: dict[str, Any]) -> Meta:
+    """Inverse of `_to_json`, for version 0.1.0, too. Raises TypeError for fields that are not known."""
+    start, end = fields["schedule"]
+    same = {name: fields[name] for name in ("data", "position", "update")}
+    bits = fields.get("validation_bits_per_byte", fields.get("heldout_bits_per_byte"))
+    return Meta(from_dict(fields["config"]), start=start, end=end, validation_bits_per_byte=bits, **same)
+
+
+def _meta_digest(fields: dict[str, Any]) -> str:
+    digests = {k: v for k, v in fields["digests"].items() if k != "meta"}
+    return hashlib.sha256(json.dumps(fields | {"digests": digests}, sort_keys=True).encode()).hexdigest()
 
 
 def saved_config(run: Run) -> tuple[Config, int] | None:

@@ -1,4 +1,4 @@
-"""What a run says of itself: the progress line, metrics.jsonl, TensorBoard files."""
+"""A run's log: the progress line, metrics.jsonl, TensorBoard files."""
 
 import json
 import math
@@ -26,7 +26,7 @@ class _Console(Console):
 class Log:
     """The progress of one training run: a live line on a terminal, plain lines elsewhere, two records on disk.
 
-    A record that cannot be written stops nothing, and is said once.
+    A record that cannot be written stops nothing, and is reported once.
     """
 
     def __init__(self, run: Run, update: int, total: int, keep: bool = True):

@@ -1,4 +1,4 @@
-"""Several processes that train together: how they start, and what they agree on."""
+"""Several processes that train together: how they start, and values that they agree on."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Where everything lives: the mesh of devices, the place of each array on it, start-up of several processes.
+"""The mesh of devices, and the sharding of each array over it.
 
 Three axes. Rows, with the state that they carry, are spread over `data` and `fsdp`; parameters and Adam's moments, by
 the hidden width, over `fsdp` and `model`. Once an update the weights are gathered over `fsdp`, in the precision of the

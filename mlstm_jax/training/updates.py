@@ -1,4 +1,4 @@
-"""The training state, one update, and the scoring of held-out bytes: pure functions, no disk."""
+"""The training state and one update: pure functions, no disk."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial

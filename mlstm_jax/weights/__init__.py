@@ -1,1 +1,1 @@
-"""Weights in files: formats of other programs, arrays out of files one need not trust, the model card."""
+"""Weights in files: formats of other programs, arrays out of untrusted files, the model card."""

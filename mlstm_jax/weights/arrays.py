@@ -1,4 +1,4 @@
-"""Arrays out of files that one need not trust: .npy, .npz, PyTorch's .pt. Nothing that they hold is ever executed.
+"""Arrays out of untrusted files: .npy, .npz, PyTorch's .pt. Nothing that they hold is ever executed.
 
 A pickle is a program that may call any function by its name. Here it meets none, nor Python's machine for pickles,
 which takes the memory and time that they ask for: `_unpickle` knows the steps that weights need and no others. Each
@@ -91,10 +91,10 @@ def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list:
     shape, fortran, dtype = header(file)
     if dtype.hasobject:
         return _arrays(_unpickle(file, size)[0])
-    there, said = size - file.tell(), math.prod(shape) * dtype.itemsize
-    if there != said:
+    there, expected = size - file.tell(), math.prod(shape) * dtype.itemsize
+    if there != expected:
         raise UserError(f"its header speaks of shape {shape}, {said:,} bytes; there are {there:,}")
-    return _shaped(file.read(said), dtype, shape, fortran)
+    return _shaped(file.read(expected), dtype, shape, fortran)
 
 
 def read_npz(path: Path) -> Lazy:
@@ -269,8 +269,8 @@ def _array(bag: Any) -> np.ndarray:
 def _shaped(data: Any, dtype, shape, fortran) -> np.ndarray:
     if not _natural(shape):
         raise UserError("an array's shape makes no sense")
-    there, said = len(data) if isinstance(data, bytes) else 0, math.prod(shape) * dtype.itemsize
-    if there != said:
+    there, expected = len(data) if isinstance(data, bytes) else 0, math.prod(shape) * dtype.itemsize
+    if there != expected:
         raise UserError(f"an array of shape {shape} does not have the bytes it should")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -283,7 +283,7 @@ def _text(value: Any) -> str:
 
 
 class _Guarded(io.BufferedReader):
-    """A file that may be told not to be read in one large piece."""
+    """A file that refuses to be read in one piece larger than `longest`."""
 
     longest: float = DIRECTORY
 
@@ -326,7 +326,7 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
 
 _POPPED = {b"\x85": 1, b"\x86": 2, b"\x87": 3}  # TUPLE1, TUPLE2, TUPLE3
 _INTEGERS = {b"K": 1, b"M": 2, b"J": 4}  # BININT1, BININT2, BININT
-_STRINGS = {b"U": 1, b"T": 4, b"C": 1, b"B": 4, b"\x8e": 8}  # of bytes; how many bytes tell their length
+_STRINGS = {b"U": 1, b"T": 4, b"C": 1, b"B": 4, b"\x8e": 8}  # of bytes; how many bytes hold their length
 _TEXTS = {b"\x8c": 1, b"X": 4, b"\x8d": 8}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
 

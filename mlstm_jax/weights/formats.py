@@ -1,4 +1,4 @@
-"""Weights in other programs' formats, in and out; the format is told from the files (layouts: docs/weights.md)."""
+"""Weights in other programs' formats, in and out; the format is detected from the files (layouts: docs/weights.md)."""
 
 import json
 import math
@@ -290,22 +290,19 @@ def about(path: Path) -> About:
         return About()
     otherwise = "restore it, or remove it"
     try:
-        said = read_json(config)
+        fields = read_json(config)
     except Damaged as error:
         raise UserError(f"{error}; {otherwise}") from None
-    found = About(*map(said.get, ("update", "validation_bits_per_byte", "trained_on", "digest")))
-    known = type(found.update) in (int, NoneType) and type(found.validation_bits_per_byte) in (int, float, NoneType)
+    found = About(*map(fields.get, ("update", "validation_bits_per_byte", "trained_on", "digest")))
+    bits = found.validation_bits_per_byte
+    known = type(found.update) in (int, NoneType) and type(bits) in (int, float, NoneType)
     known = known and all(isinstance(text, str | None) for text in (found.trained_on, found.digest))
-    if not known or not math.isfinite(found.validation_bits_per_byte or 0):
+    if not known or not math.isfinite(bits or 0):
         raise UserError(f"{config} is damaged: its fields make no sense; {otherwise}")
     changed = f"{config} is not as it was written; {otherwise}, or, to keep what was changed, remove its checksum"
-    if not is_sealed(said):
+    if not is_sealed(fields):
         raise UserError(changed)
-    return found._replace(
-        validation_bits_per_byte=None
-        if found.validation_bits_per_byte is None
-        else float(found.validation_bits_per_byte)
-    )
+    return found._replace(validation_bits_per_byte=None if bits is None else float(bits))
 
 
 def write(params: Params, path: Path, format: Format, about: dict[str, Any], records: Sequence[UnitRecord]) -> None:

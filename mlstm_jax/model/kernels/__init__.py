@@ -1,4 +1,4 @@
-"""The time loops of an update as kernels of our own, in Pallas, for hardware that has them.
+"""The time loops of an update as Pallas kernels, for the hardware that runs them.
 
 `unroll.forward_loop` and `backward_loop` are the plain version: what these must agree with, and what is used where
 they cannot be.

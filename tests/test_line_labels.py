@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reading import put, rows_of, unhurried
 
 from mlstm_jax.config import Config
-from mlstm_jax.corpus import answers, packaged, prepare
+from mlstm_jax.corpus import line_labels, packaged, prepare
 from mlstm_jax.corpus.build import build
 from mlstm_jax.corpus.readers import read_texts
 from mlstm_jax.tasks import from_file
@@ -70,15 +70,15 @@ def test_plain_texts_stay_as_they_are(tmp_path, kind):
 @pytest.mark.parametrize("source", packaged.SOURCES)
 def test_reviews_are_plain_texts(source):
     head = "\n".join(review.text for review in packaged.rows(source)).encode()[: 1 << 20]
-    assert answers.layout(head) is None
+    assert line_labels.layout(head) is None
 
 
 @unhurried
 @given(head=st.lists(st.text("\t 1a_\r", max_size=12), min_size=10, max_size=60).map("\n".join).map(str.encode))
 def test_no_byte_of_a_line_is_lost_but_the_label_and_what_parts_it(head):
-    name = answers.layout(head)
+    name = line_labels.layout(head)
     for line in head.split(b"\n") if name else []:
-        text, label, wrong = answers.split(line, name)
+        text, label, wrong = line_labels.split(line, name)
         rest = "".join((label or "").split()) + "".join(text.split())
         assert wrong is None and sorted(rest.replace("\t", "")) == sorted("".join(line.decode().split()))
 
@@ -88,9 +88,9 @@ def test_no_byte_of_a_line_is_lost_but_the_label_and_what_parts_it(head):
 )
 def test_a_long_line_takes_no_time(line):
     lines = [line] * 10
-    assert answers.layout(b"\n".join(lines)) in (
+    assert line_labels.layout(b"\n".join(lines)) in (
         None,
-        *answers.LAYOUTS,
+        *line_labels.LAYOUTS,
     )  # and comes to an end
 
 

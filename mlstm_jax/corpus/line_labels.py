@@ -1,4 +1,4 @@
-"""Labels within the lines of a text file: known by its first lines, and split off, so that no text holds its answer."""
+"""Labels within the lines of a text file: detected in its first lines, and split off the texts."""
 
 import re
 from collections import Counter
