@@ -93,7 +93,7 @@ def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list:
         return _arrays(_unpickle(file, size)[0])
     there, expected = size - file.tell(), math.prod(shape) * dtype.itemsize
     if there != expected:
-        raise UserError(f"its header speaks of shape {shape}, {said:,} bytes; there are {there:,}")
+        raise UserError(f"its header speaks of shape {shape}, {expected:,} bytes; there are {there:,}")
     return _shaped(file.read(expected), dtype, shape, fortran)
 
 
@@ -317,7 +317,7 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """An entry of a zip, never more than it is said to be: archive.read() would unpack all before it looks."""
+    """An entry of a zip, never more than it is expected to be: archive.read() would unpack all before it looks."""
     if name not in archive.NameToInfo:
         raise UserError(f"it has no entry {name}")
     with archive.open(name) as file:
