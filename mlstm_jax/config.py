@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 from mlstm_jax.errors import UserError
 
@@ -151,10 +151,9 @@ class Config:
         for name in ("eval_every", "sample_every", "more_updates", "profile"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more")
-        named = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
-        if len(set(named)) != 1:
+        if {self.coordinator is None, self.num_processes is None, self.process_id is None} == {False, True}:
             raise UserError("coordinator, num_processes and process_id go together")
-        if named[0] and not 0 <= self.process_id < self.num_processes:
+        if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or 0):
             raise UserError(
                 f"process_id must lie between 0 and num_processes - 1, not at {self.process_id} of {self.num_processes}"
             )
@@ -172,7 +171,7 @@ ONCE = "more_updates verify plan largest profile coordinator num_processes proce
 def _check_types(config):
     """A config file is Python, where `batch_size=64.0` goes unnoticed; say so before anything is built on it."""
     for f in dataclasses.fields(config):
-        value, kinds = getattr(config, f.name), get_args(f.type) or (f.type,)
+        value, kinds = getattr(config, f.name), get_args(f.type) or (cast(type, f.type),)
         if get_origin(f.type) is Literal:
             if value not in kinds:
                 raise UserError(f"{f.name} must be one of {', '.join(map(repr, kinds))}, not {value!r}")

@@ -163,4 +163,4 @@ def newest_run(runs: Path = Path("runs")) -> Run:
     newest = {run: max(run.checkpoint(step).stat().st_mtime for step in run.steps()) for run in found if run.steps()}
     if not newest:
         raise UserError(f"no run with a checkpoint in {runs}/; name a run's folder, or train one", "train")
-    return max(newest, key=newest.get)
+    return max(newest, key=lambda run: newest[run])

@@ -155,7 +155,8 @@ def _read(path: Path) -> UnitRecord:
         if not is_sealed(fields):
             raise UserError(f"{path} does not fit its checksum")
         fields.pop("checksum", None)
-        return UnitRecord(**fields | {"coefficients": tuple(fields["coefficients"])})
+        fields["coefficients"] = tuple(fields["coefficients"])
+        return UnitRecord(**fields)
     except (UserError, TypeError):
         raise UserError(f"{path} is damaged; find the unit again", *FIND, **_of(path.stem)) from None
     except OSError as error:

@@ -23,8 +23,8 @@ CHUNK = 32  # bytes of every row in one compiled call, where texts are not short
 
 
 @partial(jax.jit, static_argnames="emit")
-def _read(weights, data, state, lengths, clamp, emit=None):
-    return scan(weights, data, state, lengths, clamp, FEATURES.get(emit))
+def _read(weights, data, state, lengths, clamp, emit: Feature | None = None):
+    return scan(weights, data, state, lengths, clamp, None if emit is None else FEATURES[emit])
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +65,19 @@ def choose(
     return jnp.where(temperature > 0, drawn, logits.argmax()).astype(jnp.uint8)
 
 
+def _several(value) -> TypeGuard[Sequence]:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def stretches(clamp: Schedule) -> dict[int, dict[int, float]]:
     """A schedule by the bytes at which it changes, 0 among them: {12: [(0, 1), (200, None)]} is {0: {12: 1}, 200: {}}.
 
     Byte 0 is the first one written; the value None frees the unit. Raises UserError unless bytes are whole numbers
     that increase.
     """
-    several = lambda v: isinstance(v, Sequence) and not isinstance(v, str | bytes)
-    changes = {unit: list(v) if several(v) else [(0, v)] for unit, v in clamp.items()}
+    changes = {unit: list(v) if _several(v) else [(0, v)] for unit, v in clamp.items()}
     for unit, parts in changes.items():
-        pairs = all(several(part) and len(part) == 2 for part in parts)
+        pairs = all(_several(part) and len(part) == 2 for part in parts)
         starts = [start for start, _ in parts] if pairs else []
         whole = lambda start: isinstance(start, int | np.integer) and not isinstance(start, bool)
         known = all(whole(start) and 0 <= start < 2**31 for start in starts)

@@ -208,7 +208,11 @@ class LanguageModel:
         held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
         start = to_bytes(prime if raw else "\n " + prime)
         with progress("sampling", num * length, show_progress) as done:
-            both = lambda sample, piece: (done(len(piece)), on_bytes(sample, piece))
+
+            def both(sample: int, piece: bytes) -> None:
+                done(len(piece))
+                on_bytes(sample, piece)
+
             written = generate.generate(self.weights, start, num, length, held, drawn, both)
         return [show(to_bytes(prime) + text) for text in written]
 

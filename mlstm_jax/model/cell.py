@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
@@ -30,6 +31,15 @@ class Turned(NamedTuple):
     """A matrix kept by its columns, [n, k] for a product with [k, n]. See `turn`."""
 
     columns: Array
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of its numbers."""
+        return self.columns.dtype
+
+    def astype(self, dtype: jnp.dtype | str) -> "Turned":
+        """The same in another precision."""
+        return Turned(self.columns.astype(dtype))
 
 
 class Weights(NamedTuple):
@@ -51,15 +61,15 @@ class Weights(NamedTuple):
 class Held(NamedTuple):
     """The units that are held, and the values that they are held at; where `units` is False, the value says nothing."""
 
-    units: Bool[Array, "hidden"]
-    values: Float[Array, "hidden"]
+    units: Bool[Array | np.ndarray, "hidden"]
+    values: Float[Array | np.ndarray, "hidden"]
 
 
 def turn(weights: Weights) -> Weights:
     """The same, for reading and writing on a CPU: its products of a few rows with a large matrix are several times
     faster from the left, columns times rows."""
-    wmh, wh, out = (Turned(w.T) for w in (weights.wmh, weights.wh, weights.out))
-    return weights._replace(wmh=wmh, wh=wh, out=out)
+    turned = lambda w: w if isinstance(w, Turned) else Turned(w.T)
+    return weights._replace(wmh=turned(weights.wmh), wh=turned(weights.wh), out=turned(weights.out))
 
 
 def zero_state(weights: Weights, batch: int) -> State:
@@ -81,16 +91,16 @@ def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"] | Turned) -> Float[Ar
     return product(a, w, (((1,), (0,)), ((), ())))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def total(part: Float[Array, "..."], axis: str | None) -> Float[Array, "..."]:
     """The sum of `part` over the devices along a mesh axis; `part` itself where that is None.
 
     The sum's gradient is known on every device, so that it is each part's gradient as it stands.
     """
-    return part if axis is None else jax.lax.psum(part, axis)
+    return part if axis is None else _sum(part, axis)
 
 
-total.defvjp(lambda part, axis: (total(part, axis), None), lambda axis, _, gradient: (gradient,))
+_sum = jax.custom_vjp(jax.lax.psum, nondiff_argnums=(1,))
+_sum.defvjp(lambda part, axis: (jax.lax.psum(part, axis), None), lambda axis, _, gradient: (gradient,))
 
 
 def before_gates(

@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from mlstm_jax.run import Run
 from mlstm_jax.training import processes, sharding, updates
 from mlstm_jax.training.updates import TrainState
 
+T = TypeVar("T")
 PAUSES = (0.5, 2.0)  # seconds before a read or a save that failed is tried again
 
 
@@ -65,7 +67,7 @@ def digest(tree: Any) -> str:
     for name in sorted(leaves):
         array = np.ascontiguousarray(leaves[name])
         sha.update(f"{name} {array.dtype} {array.shape};".encode())
-        sha.update(array.reshape(-1).view(np.uint8))
+        sha.update(array.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -135,7 +137,9 @@ class Saver:
 
         Several processes learn of it at their next save, together.
         """
-        if self.saving is None or jax.process_count() > 1 or self.manager.is_saving_in_progress():
+        if self.saving is None or self.manager is None or jax.process_count() > 1:
+            return
+        if self.manager.is_saving_in_progress():
             return
         if not self._settle():
             self.save(state, meta)
@@ -184,7 +188,7 @@ class Saver:
     def _wait(self):
         """Wait for the save in the background: its update, and what it failed with."""
         step, self.saving = self.saving, None
-        if step is not None:
+        if step is not None and self.manager is not None:
             try:
                 self.manager.wait_until_finished()
             except Exception as error:
@@ -243,6 +247,8 @@ class Saver:
 
     def _close(self):
         manager, self.manager = self.manager, None
+        if manager is None:
+            return
         with suppress(Exception):
             manager.wait_until_finished()
         with suppress(Exception):
@@ -311,7 +317,10 @@ def load_params(run: Run, log: Callable[[str], None], update: int | None = None)
     return found[0]["params"], found[1]
 
 
-def _newest_whole(run, log, names, mesh, update=None):
+def _newest_whole(
+    run: Run, log: Callable[[str], None], names: tuple[str, ...], mesh: Mesh | None, update: int | None = None
+) -> tuple[tuple[dict[str, Any], Meta] | None, list[int]]:
+    """Parts and meta of the newest whole checkpoint, and the damaged ones after it."""
     jax.devices()  # that there are none is no damage
     known = _patiently(run.steps, run.checkpoints)
     kept = ", ".join(map(str, known)) or "none"
@@ -335,15 +344,17 @@ def _newest_whole(run, log, names, mesh, update=None):
     return None, []
 
 
-def _patiently(read, path):
+def _patiently(read: Callable[[], T], path: Path) -> T:
     """What `read()` returns, tried again where an error may pass. Raises UserError where it stays."""
     _hush()
-    for pause in (*PAUSES, None):
+    pauses = iter(PAUSES)
+    while True:
         try:
             return read()
         except Exception as error:
             if not _may_pass(error):
                 raise
+            pause = next(pauses, None)
             if pause is None or jax.process_count() > 1:  # the others would not wait
                 cause = _cause(error)
                 raise UserError(f"{path} cannot be read now ({cause}); nothing was changed: try again later") from None

@@ -120,7 +120,7 @@ class _TensorBoard:
 
     def __init__(self, folder: Path, update: int):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         self.event, self.scalar = Event, scalar

@@ -35,7 +35,7 @@ def start(config: Config) -> None:
     if config.coordinator and config.process_id:
         _reach(config.coordinator)
     elif config.coordinator:
-        print(f"waiting for {config.num_processes - 1} more processes at {config.coordinator} ...", flush=True)
+        print(f"waiting for {(config.num_processes or 1) - 1} more processes at {config.coordinator} ...", flush=True)
     try:
         jax.distributed.initialize(
             config.coordinator,

@@ -7,6 +7,7 @@ products; along `model` every device keeps its units, and a step of the time loo
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ PARAMS = {
     "out_b": P(),
 }
 # The prepared weights; x as `split` cuts it, so that a part of the units has its columns of all four gates.
-WEIGHTS = Weights(x=P(None, None, "model"), mx=P(None, "fsdp"), wmh=P(WIDTH), wh=P(WIDTH), out=P(WIDTH), out_b=P())
+_SPECS = dict(x=P(None, None, "model"), mx=P(None, "fsdp"), wmh=P(WIDTH), wh=P(WIDTH), out=P(WIDTH), out_b=P())
+WEIGHTS = Weights(**_SPECS)  # pyright: ignore[reportArgumentType]  # a tree of the same form
 PREPARED = WEIGHTS._replace(x=P())  # as they lie between calls
 
 
@@ -46,7 +48,7 @@ def shape(config: MeshConfig, devices: int) -> dict[str, int]:
     return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
-def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """The mesh of all devices, or of the ones given.
 
     Raises UserError where the rows cannot be spread over it in equal parts.
@@ -112,7 +114,7 @@ def gather(own: Weights, precision: str, mesh: Mesh) -> Weights:
     """
     parts = mesh.shape["model"]
 
-    def along_fsdp(w, axis=0):
+    def along_fsdp(w, axis=0) -> Array:
         return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True) if mesh.shape["fsdp"] > 1 else w
 
     wmh, wh, out = (along_fsdp(w.astype(precision)) for w in (own.wmh, own.wh, own.out))
@@ -125,7 +127,7 @@ def gather(own: Weights, precision: str, mesh: Mesh) -> Weights:
 
 def reduce(slopes: Weights, mesh: Mesh) -> Weights:
     """The mean over all rows of what `gather`ed weights had as gradients, in the places of `WEIGHTS`; float32."""
-    fsdp, parts, wh = mesh.shape["fsdp"], mesh.shape["model"], slopes.wh
+    fsdp, parts, wh = mesh.shape["fsdp"], mesh.shape["model"], cast(Array, slopes.wh)
     x, out_b = slopes.x.reshape(len(slopes.x), 4, 1, -1), slopes.out_b
     if parts > 1:
         wh = wh.reshape(len(wh), 4, 1, -1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
     """All that an update changes. A run is this, the config and the place in the data."""
 
     params: Params
-    moments: optax.OptState  # Adam's
+    moments: optax.ScaleByAdamState
     carry: State  # the carried (c, h) of every row
     update: Int[Array, ""]
     skipped: Int[Array, ""]  # non-finite updates, which changed nothing, so far
@@ -47,7 +47,15 @@ class Gradient(NamedTuple):
 
     nats: Float[Array, ""]
     carry: State  # after the batch
-    slopes: Params  # by the parameter, or on the way by the weight; float32
+    slopes: Params  # float32
+
+
+class WeightGradient(NamedTuple):
+    """The same by the prepared weights."""
+
+    nats: Float[Array, ""]
+    carry: State
+    slopes: Weights
 
 
 class Update(NamedTuple):
@@ -61,9 +69,9 @@ class Inputs(NamedTuple):
     """What `jitted` takes, in its order."""
 
     state: TrainState
-    batch: UInt8[Array, "batch seq_plus_one"]
-    fresh: Bool[Array, ""]
-    rate: Float[Array, ""]
+    batch: UInt8[Array, "batch seq_plus_one"] | jax.ShapeDtypeStruct
+    fresh: Bool[Array, ""] | jax.ShapeDtypeStruct
+    rate: Float[Array, ""] | jax.ShapeDtypeStruct
 
 
 def init_state(params: Params, batch_size: int) -> TrainState:
@@ -71,7 +79,8 @@ def init_state(params: Params, batch_size: int) -> TrainState:
     hidden = params["wmh"].shape[0]
     zeros = jnp.zeros((batch_size, hidden), jnp.float32)
     count = lambda: jnp.zeros((), jnp.int32)
-    return TrainState(params, adam.init(params), (zeros, jnp.zeros_like(zeros)), count(), count(), count())
+    moments = cast(optax.ScaleByAdamState, adam.init(params))
+    return TrainState(params, moments, (zeros, jnp.zeros_like(zeros)), count(), count(), count())
 
 
 def learning_rate(initial: float, update: int, start: int, end: int) -> float:
@@ -154,13 +163,13 @@ def gradient(
             partial(_spread_gradient, precision=precision, groups=groups, unroll=unroll, mesh=mesh),
             mesh=mesh,
             in_specs=(sharding.WEIGHTS, P(sharding.BATCH), (state, state)),
-            out_specs=Gradient(P(), (state, state), sharding.WEIGHTS),
+            out_specs=(P(), (state, state), sharding.WEIGHTS),
             check_vma=False,
         )
-        found = here(sharding.split(weights, mesh), batch, carry)
-        found = found._replace(slopes=sharding.join(found.slopes, mesh))
+        nats, carry, slopes = here(sharding.split(weights, mesh), batch, carry)
+        found = WeightGradient(nats, carry, sharding.join(slopes, mesh))
     (slopes,) = pull_back(found.slopes)
-    return found._replace(slopes=slopes)
+    return Gradient(found.nats, found.carry, slopes)
 
 
 def _spread_gradient(own, batch, carry, precision, groups, unroll, mesh):
@@ -169,7 +178,7 @@ def _spread_gradient(own, batch, carry, precision, groups, unroll, mesh):
     axis = sharding.unit_axis(mesh)
     found = _own_gradient(weights, batch, carry, precision, groups, unroll, axis)
     nats = jax.lax.pmean(found.nats, sharding.BATCH)
-    return Gradient(nats, found.carry, sharding.reduce(found.slopes, mesh))
+    return nats, found.carry, sharding.reduce(found.slopes, mesh)
 
 
 def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
@@ -179,7 +188,7 @@ def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
 
     def one(batch, carry):
         (nats, carry), slopes = differentiate(wide, batch, carry)
-        return Gradient(nats, carry, slopes)
+        return WeightGradient(nats, carry, slopes)
 
     if groups == 1:
         return one(batch, carry)
@@ -193,7 +202,7 @@ def _own_gradient(weights, batch, carry, precision, groups, unroll, axis=None):
     (nats, slopes), carry = jax.lax.scan(add, zeros, jax.tree.map(split, (batch, carry)))
     mean = lambda total: total / groups
     carry = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), carry)
-    return Gradient(mean(nats), carry, jax.tree.map(mean, slopes))
+    return WeightGradient(mean(nats), carry, jax.tree.map(mean, slopes))
 
 
 def train_step(
@@ -282,10 +291,11 @@ def apply_gradient(
     )
 
 
-def _adam(gradient: Params, moments: optax.OptState) -> tuple[Params, optax.OptState]:
+def _adam(gradient: Params, moments: optax.ScaleByAdamState) -> tuple[Params, optax.ScaleByAdamState]:
     """The direction of an update, and the new moments.
 
     The bias correction takes powers of 0.9 and 0.999 by the count: of a float32 these are float32, in any mode of jax.
     """
-    direction, new = adam.update(gradient, moments._replace(count=moments.count.astype(jnp.float32)))
+    found = adam.update(gradient, moments._replace(count=jnp.asarray(moments.count, jnp.float32)))
+    direction, new = cast(tuple[Params, optax.ScaleByAdamState], found)
     return direction, new._replace(count=moments.count + 1)

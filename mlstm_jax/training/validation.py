@@ -41,10 +41,10 @@ def score_step(
         partial(_spread_score, precision=precision, mesh=mesh),
         mesh=mesh,
         in_specs=(sharding.WEIGHTS, (state, state), P(sharding.BATCH), P(sharding.BATCH)),
-        out_specs=Score((state, state), P()),
+        out_specs=((state, state), P()),
         check_vma=False,
     )
-    return here(sharding.split(weights, mesh), carry, batch, inside)
+    return Score(*here(sharding.split(weights, mesh), carry, batch, inside))
 
 
 def _own_score(weights, carry, batch, inside, precision, axis=None):
@@ -55,7 +55,7 @@ def _own_score(weights, carry, batch, inside, precision, axis=None):
 def _spread_score(own, carry, batch, inside, precision, mesh):
     weights = sharding.gather(own, precision, mesh)
     score = _own_score(weights, carry, batch, inside, precision, sharding.unit_axis(mesh))
-    return score._replace(bits=jax.lax.psum(score.bits, sharding.BATCH))
+    return score.carry, jax.lax.psum(score.bits, sharding.BATCH)
 
 
 _score_step = jax.jit(score_step, static_argnames=("precision", "mesh"))
