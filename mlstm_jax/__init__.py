@@ -1,9 +1,15 @@
 """The sentiment neuron in JAX: a byte-level mLSTM, its unit that carries sentiment, reviews with that unit held."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlstm_jax.inference.language_model import LanguageModel, load
+
 __all__ = ["LanguageModel", "__version__", "load"]
+__version__: str
 
 
-def __getattr__(name):  # late, because jax takes a second to import
+def __getattr__(name: str) -> Any:  # late, because jax takes a second to import
     if name == "__version__":
         from importlib.metadata import version
 

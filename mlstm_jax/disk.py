@@ -54,7 +54,7 @@ def unsynced(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _in_place(path, synced):
+def _in_place(path: Path, synced: bool) -> Iterator[IO[bytes]]:
     # The random part keeps two hosts on one file system apart, whose process numbers may be equal.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -77,7 +77,7 @@ def _in_place(path, synced):
 def sync_files(paths: Iterable[Path]) -> None:
     """Write the content of files to disk, many at a time, which is much faster. Raises OSError where that fails."""
 
-    def sync(path):
+    def sync(path: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
@@ -128,13 +128,13 @@ def parse_json(data: bytes, where: str, fields: Mapping[str, type | UnionType] |
     return value
 
 
-def _integer(digits):
+def _integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
         raise ValueError(f"the number {digits[:20]}... is too large")
     return value
 
 
-def _check_depth(value):
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(DEEPEST_JSON):
         level = [
@@ -159,7 +159,7 @@ def is_sealed(value: Mapping[str, Any]) -> bool:
     return "checksum" not in value or value["checksum"] == _checksum(value)
 
 
-def _checksum(value):
+def _checksum(value: Mapping[str, Any]) -> str:
     rest = {name: part for name, part in value.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 
 @contextmanager
-def progress(what: str, total: int, show: bool = True, counted: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, show: bool = True, counted: bool = False) -> Iterator[Callable[[float], None]]:
     """A bar with rate and ETA on standard error where that is a terminal; yields `done(bytes)`.
 
     What is `counted` has no bytes: the bar shows how many of `total` are done.

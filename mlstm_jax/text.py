@@ -44,7 +44,7 @@ def show(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _unescape(text):
+def _unescape(text: str) -> str:
     if "&" not in text:
         return text
     # Python refuses to read a decimal number of thousands of digits; 600 of them are no character either, as html says.
