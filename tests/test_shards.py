@@ -111,6 +111,7 @@ def test_parts_hold_equally_many_reviews_and_their_sums_are_told(corpus):
     for part, mapped in zip(parts, shards.Mapped(corpus, parts), strict=True):
         shards.verify(corpus, part)
         assert part.bytes == len(mapped) and part.reviews == len(split(corpus, part.name))
+    assert [len(mapped) for mapped in shards.Mapped(corpus, parts)[1:-1]] == [part.bytes for part in parts[1:-1]]
 
 
 def test_the_shuffle_is_of_the_whole_input(reviews, corpus):

@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +70,9 @@ class Batches:
         place = position % len(self) - int(self.ends[number] - self.counts[number])
         return Batch(self._rows(number, place, own), fresh=place == 0)
 
-    def _rows(self, number: int, place: int, own) -> UInt8[np.ndarray, "own {self.seq_length}+1"]:
+    def _rows(
+        self, number: int, place: int, own: Int[np.ndarray, "own"] | slice
+    ) -> UInt8[np.ndarray, "own {self.seq_length}+1"]:
         row_bytes = int(self.counts[number]) * self.seq_length
         rows = np.lib.stride_tricks.as_strided(  # the last row ends within the shard: see __init__ and counts
             self.shards[number][place * self.seq_length :],
@@ -91,7 +93,7 @@ def stream(
     check: Callable[[int], None] = lambda shard: None,
     own: Int[np.ndarray, "own"] | slice = slice(None),
     ahead: int = 8,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches from `position` on, without end, read by a thread that stays `ahead` of whoever takes them.
 
     Of every batch only the rows named in `own`, a process's own ones, are read. `check(shard)` is called before the
@@ -99,7 +101,7 @@ def stream(
     """
     ready, stop = queue.Queue(ahead), threading.Event()
 
-    def read():
+    def read() -> None:
         last = None
         for number in itertools.count(position):
             try:

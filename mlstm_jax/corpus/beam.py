@@ -7,14 +7,14 @@ and have this package installed. The same functions read, frame and write as on 
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import apache_beam
-from apache_beam.options.pipeline_options import PipelineOptions
+import apache_beam  # pyright: ignore[reportMissingImports] (an extra)
+from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports] (an extra)
 
 from mlstm_jax.corpus.prepare import Spread
 from mlstm_jax.disk import parse_json
@@ -28,8 +28,9 @@ def runner(name: str, runner_options: tuple[str, ...], out: Path) -> Spread:
     `runner_options` are Beam's or the runner's, as "parallelism=64". Raises UserError for those that are unknown.
     """
     parsed = PipelineOptions([f"--runner={name}", *(f"--{option}" for option in runner_options)])
+    printed = io.StringIO()
     try:
-        with redirect_stderr(io.StringIO()) as printed:
+        with redirect_stderr(printed):
             known = parsed.get_all_options()
     except SystemExit:  # Beam prints the usage of all its options, and what is wrong behind it
         raise UserError(f"`runner_options`: {printed.getvalue().strip().rpartition('error: ')[2]}") from None
@@ -39,14 +40,20 @@ def runner(name: str, runner_options: tuple[str, ...], out: Path) -> Spread:
     return partial(_spread, options=parsed, work=out / ".work")
 
 
-def _spread(expand, do, items, options, work) -> Iterator[Any]:
+def _spread(
+    expand: Callable[[Any], Iterable[Any]],
+    do: Callable[[Any], Any],
+    items: Iterable[Any],
+    options: PipelineOptions,
+    work: Path,
+) -> Iterator[Any]:
     results, failed = work / "results", work / "failed"
     shutil.rmtree(results, ignore_errors=True)
     failed.unlink(missing_ok=True)
     results.mkdir()
     try:
         pipeline = apache_beam.Pipeline(options=options)
-        (
+        _ = (
             pipeline
             | apache_beam.Create(list(items))
             | "spread items" >> apache_beam.Reshuffle()
@@ -71,7 +78,7 @@ def _spread(expand, do, items, options, work) -> Iterator[Any]:
 # file, and what is still to do is passed over.
 
 
-def _expand(item, expand, failed):
+def _expand(item: Any, expand: Callable[[Any], Iterable[Any]], failed: Path) -> Iterator[Any]:
     try:
         for task in expand(item):
             if failed.exists():
@@ -81,7 +88,7 @@ def _expand(item, expand, failed):
         failed.write_bytes(to_bytes(str(error)))
 
 
-def _do(task, do, failed):
+def _do(task: Any, do: Callable[[Any], Any], failed: Path) -> Any:
     if failed.exists():
         return None
     try:

@@ -74,7 +74,7 @@ def build(config: Config) -> Corpus:
     digest = hashlib.sha256()
     for part in (*trained_on, validation, test):
         digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+        digest.update(part.data)
     trained = f"{sum(map(len, trained_on)):,} bytes in {config.shards} shard{'s' * (config.shards > 1)}"
     summary = (
         f"{config.data}: {len(framed):,} reviews ({dropped} dropped), {sum(map(len, framed)):,} bytes; "
@@ -84,7 +84,7 @@ def build(config: Config) -> Corpus:
     return Corpus(trained_on, validation, test, digest.hexdigest(), summary, tuple(notes))
 
 
-def _prepared(config):
+def _prepared(config: Config) -> Corpus:
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
     if config.text_key is not None:
         raise UserError("`text_key` goes with a file of reviews, not with a corpus that is prepared")
@@ -103,10 +103,10 @@ def _prepared(config):
     )
     check = lambda number: shards.verify(folder, train[number])
     held_out = shards.Mapped(folder, [validation, test])
-    return Corpus(shards.Mapped(folder, train), *held_out, digest, summary, check=check)
+    return Corpus(shards.Mapped(folder, train), held_out[0], held_out[1], digest, summary, check=check)
 
 
-def _split(framed, config):
+def _split(framed: list[bytes], config: Config) -> list[str]:
     """Held-out reviews of a file: the first distinct texts in the order of their hashes, so that any file has some."""
     distinct = sorted(set(framed), key=lambda f: hashlib.sha256(f).digest())
     if not distinct:
@@ -118,5 +118,5 @@ def _split(framed, config):
     return [named.get(f, "train") for f in framed]
 
 
-def _join(framed):
+def _join(framed: list[bytes]) -> Bytes:
     return np.frombuffer(b"".join(framed), np.uint8)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlstm_jax.errors import UserError
@@ -51,7 +52,7 @@ def has_usual_name(there: list[str]) -> bool:
     return not {_loose(key) for key in (*TEXT_KEYS, *LABEL_KEYS)}.isdisjoint(map(_loose, there))
 
 
-def _find(wanted, there, where, what):
+def _find(wanted: Sequence[str], there: list[str], where: str, what: str) -> str | None:
     """The first of the wanted names that is there: exactly, else whatever its case, spaces and underscores."""
     for alike in (str, _loose):
         for key in wanted:
@@ -64,11 +65,11 @@ def _find(wanted, there, where, what):
     return None
 
 
-def _nearest(key, there):
+def _nearest(key: str, there: list[str]) -> str | None:
     """The name that is most like a key, or None."""
     names = {_loose(name): name for name in there}
     return next((names[name] for name in difflib.get_close_matches(_loose(key), names, 1)), None)
 
 
-def _loose(name):
+def _loose(name: str) -> str:
     return re.sub(r"[\s_]", "", name).casefold()

@@ -57,7 +57,7 @@ def recognise(head: bytes, delimiter: str = ",", name: str = "") -> Dialect:
     return best
 
 
-def _hides(head, dialect, contradictions):
+def _hides(head: bytes, dialect: Dialect, contradictions: float) -> bool:
     """Whether rows that fit may be others, or parts of others, by the backslashes in them or before them.
 
     They may where no more rows fit than contradict the dialect.
@@ -73,7 +73,7 @@ def _hides(head, dialect, contradictions):
     return fit <= contradictions
 
 
-def _candidates(head, delimiter):
+def _candidates(head: bytes, delimiter: str) -> Iterator[Dialect]:
     named = _SEP.match(head)
     among = [to_text(named[1])] if named else dict.fromkeys(delimiter + DELIMITERS)
     ends = [b"\r"] if _RETURN.match(head) else [b"\n", b"\r"] if _ALONE.search(head) else [b"\n"]
@@ -109,12 +109,12 @@ def lines(blocks: Iterable[bytes], dialect: Dialect, name: str = "") -> Iterator
     return islice(found, dialect.start - 1, None)
 
 
-def _newline_ended(blocks):
+def _newline_ended(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         yield from io.BytesIO(block)
 
 
-def _return_ended(blocks, name):
+def _return_ended(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
     held = b""
     for block in blocks:
         advice = f"rows that end in carriage returns alone are read up to {LINE >> 20} MB; write newlines behind them"
@@ -134,7 +134,7 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
     row_lines, again, number, failures = [], deque(), dialect.start, 0
     plain, escapes = dialect.end == b"\n", dialect.escapes
 
-    def feed():
+    def feed() -> Iterator[str]:
         size = 0
         while (line := again.popleft() if again else next(lines, None)) is not None:
             row_lines.append(line)
@@ -182,12 +182,12 @@ def _reader(lines, dialect):
 # What contradicts a dialect
 
 
-def _edge(dialect):
+def _edge(dialect: Dialect) -> str:
     return re.escape(dialect.delimiter) + r"\r\n"
 
 
 @cache
-def _row(dialect):
+def _row(dialect: Dialect) -> re.Pattern[bytes]:
     """Matches the rows that are written in this dialect; without escapes, of those that have a backslash."""
     edge = _edge(dialect)
     if dialect.escapes and dialect.quotes:
@@ -202,13 +202,13 @@ def _row(dialect):
 
 
 @cache
-def _stray(dialect):
+def _stray(dialect: Dialect) -> re.Pattern[bytes]:
     """Finds quotes inside of cells that this dialect never writes: neither doubled nor behind a backslash."""
     before = _edge(dialect) + ('"\\\\' if dialect.escapes else '"')
     return re.compile(to_bytes(rf'(?<![{before}])(?<!\A)"(?:"")*+(?![{_edge(dialect)}"]|\Z)'))
 
 
-def _contradictions(head, dialect):
+def _contradictions(head: bytes, dialect: Dialect) -> int:
     """How much of a file's first lines does not fit a dialect."""
     there = list(lines([head], dialect))
     plain = b"\\" not in head and dialect.end == b"\n"
@@ -239,7 +239,7 @@ def _contradictions(head, dialect):
     return wrong + merged + len(_stray(dialect).findall(head))
 
 
-def _ends(there, dialect):
+def _ends(there: list[bytes], dialect: Dialect) -> tuple[list[int], int] | None:
     """Behind which lines rows end, and the number of columns; None where a row is wrong."""
     reader, ends, columns = _reader(map(to_text, there), dialect), [], 0
     try:
@@ -253,11 +253,11 @@ def _ends(there, dialect):
     return ends, columns
 
 
-def _is_quoted(cell):
+def _is_quoted(cell: bytes) -> bool:
     return len(cell) > 1 and cell[:1] == cell[-1:] == b'"' and b'"' not in cell[1:-1].replace(b'""', b"")
 
 
-def _merged(spans, alone, columns):
+def _merged(spans: list[list[list[bytes]]], alone: list[list[bytes]], columns: int) -> int:
     """How many rows of several lines are as many rows: each line has all columns, and values of rows of one."""
     spans = [span for span in spans if all(len(cells) == columns for cells in span)]
     if not spans:

@@ -26,14 +26,14 @@ def one_a_line(pieces: Iterable[bytes], name: str, longest: int) -> Iterator[byt
     data, place, done = bytearray(), 0, 0  # how far data are scanned, and how far they are given out
     arrays = depth = count = 0  # brackets that are open around the object, and within it
 
-    def broken(why):
+    def broken(why: str) -> UserError:
         advice = "one object a line is read, too, as jq -c '.[]' writes it"
         return UserError(f"{name}: JSON is damaged at object {count + 1}: {why}; {advice}")
 
     for piece in pieces:
         data += piece
         found, damage = [], None
-        while not damage and (place := _INSIDE.match(data, place).end()) < len(data):
+        while not damage and (inside := _INSIDE.match(data, place)) and (place := inside.end()) < len(data):
             mark = data[place : place + 1]
             if mark in b"\"'":
                 if data.find(b"\n", place) < 0:
@@ -60,6 +60,6 @@ def one_a_line(pieces: Iterable[bytes], name: str, longest: int) -> Iterator[byt
         place, done = place - done, 0
     if between := data[done:].strip(_SEPARATORS):
         if depth == 0 and place == len(data):
-            yield between.replace(b"\n", b" ") + b"\n"
+            yield bytes(between.replace(b"\n", b" ") + b"\n")
     if depth or arrays or place < len(data):
         raise broken("the file ends within it")

@@ -7,13 +7,14 @@ import re
 import sys
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar, cast
 
 from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
@@ -25,6 +26,7 @@ LINE = 16 << 20  # bytes of the longest line that is read
 TOO_LONG = f"longer than {LINE >> 20} MB; one review a line is read"
 PIECE = 1 << 18  # bytes that are decompressed at a time
 HEAD = 1 << 20  # bytes of whole lines that come first: among their records the keys are looked for
+_Said = TypeVar("_Said")
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def opened(name: str) -> Iterator[BufferedIOBase]:
     if name == "-":
         if not sys.stdin:
             raise UserError("standard input is closed")
-        yield sys.stdin.buffer
+        yield cast(BufferedIOBase, sys.stdin.buffer)  # as it is, though its stub tells less
         return
     try:
         file = open(name, "rb")
@@ -106,7 +108,7 @@ BINARY = {
 }
 
 
-def _ahead(pieces, judge):
+def _ahead(pieces: Iterable[bytes], judge: Callable[[bytes], _Said]) -> tuple[_Said, Iterator[bytes]]:
     """What `judge` says of the first megabyte, which is not kept, and all pieces, which raise what they would have."""
     first, held, pieces = [], 0, iter(pieces)
     try:
@@ -118,12 +120,12 @@ def _ahead(pieces, judge):
     return judge(b"".join(first)), chain(first, pieces)
 
 
-def _raising(error):
+def _raising(error: UserError) -> Iterator[bytes]:
     raise error
     yield
 
 
-def _utf8(pieces, name):
+def _utf8(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     """Pieces as UTF-8, whatever they are encoded in; raises UserError for what is no text."""
     encoding, pieces = _ahead(pieces, partial(_encoding, name=name))
     if encoding is None:
@@ -134,7 +136,7 @@ def _utf8(pieces, name):
     yield decoder.decode(b"", final=True).encode()
 
 
-def _require_text(head, name):
+def _require_text(head: bytes, name: str) -> None:
     kind = next((kind for begin, kind in BINARY.items() if re.match(begin, head)), None)
     if kind:
         raise UserError(f"{name}: no text but {kind}")
@@ -145,7 +147,7 @@ def _require_text(head, name):
         raise UserError(f"{name}: no text, by the zero bytes in it: {either}")
 
 
-def _encoding(head, name):
+def _encoding(head: bytes, name: str) -> str | None:
     """The encoding, where it is UTF-16 or UTF-32: by the byte order mark, or by zeros as every second byte."""
     if marked := next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None):
         return marked
@@ -157,13 +159,13 @@ def _encoding(head, name):
     return None
 
 
-def _newlines(pieces):
+def _newlines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Pieces whose lines end in newlines, where they end in carriage returns alone."""
     alone, pieces = _ahead(pieces, lambda head: b"\r" in head and b"\n" not in head)
     yield from (piece.replace(b"\r", b"\n") for piece in pieces) if alone else pieces
 
 
-def _limited(pieces):
+def _limited(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Pieces, without what a line has far beyond LINE bytes: enough is left to tell that it is too long."""
     most, length = LINE + len(BOM_UTF8) + 1, 0  # of a line; of the line that has begun
     for piece in pieces:
@@ -173,7 +175,7 @@ def _limited(pieces):
         length = min(length + end, most) if first < 0 else len(piece) - last - 1
 
 
-def _pieces(file, name):
+def _pieces(file: BufferedIOBase, name: str) -> Iterator[bytes]:
     """The bytes of a file, decompressed, as they come, at most 8 MB at a time."""
     suffix = Path(name).suffix.lower()
     try:
@@ -195,7 +197,13 @@ def _pieces(file, name):
         raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _frames(file, step, new_frame, decompress, refusal):
+def _frames(
+    file: BufferedIOBase,
+    step: int,
+    new_frame: Callable[[], Any],
+    decompress: Callable[[Any, bytes], Iterable[bytes]],
+    refusal: type[Exception],
+) -> Iterator[bytes]:
     """The frames of a file, all of them; raises EOFError for one that is damaged or cut.
 
     (bz2.open ignores what is damaged behind the first one; zstandard does not notice where one is cut.)
@@ -214,7 +222,7 @@ def _frames(file, step, new_frame, decompress, refusal):
         raise EOFError("it ends within a frame")
 
 
-def _bunzip(frame, piece):
+def _bunzip(frame: bz2.BZ2Decompressor, piece: bytes) -> Iterator[bytes]:
     yield frame.decompress(piece, PIECE)
     while not (frame.needs_input or frame.eof):
         yield frame.decompress(b"", PIECE)

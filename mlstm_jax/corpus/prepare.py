@@ -35,6 +35,7 @@ from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as progress.progress
+OnError = Literal["quarantine", "fail"]
 # spread(expand, do, items): `do(task)` of every task in `expand(item)` of every item, somewhere, in any order. It
 # returns plain values, which survive JSON. See `processes` and beam.runner.
 Spread = Callable[[Callable[[Any], Iterable[Any]], Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -58,7 +59,7 @@ def prepare(
     options: Options,
     spread: Spread,
     *,
-    on_error: Literal["quarantine", "fail"] = "quarantine",
+    on_error: OnError = "quarantine",
     log: Callable[[str], None] = print,
     progress: Progress = lambda what, total: nullcontext(lambda count: None),
 ) -> dict[str, Any]:
@@ -104,7 +105,16 @@ def prepare(
         raise UserError(f"{error.filename or out}: {error.strerror or error}; {hint}") from None
 
 
-def _prepare(found, out, plan, options, spread, on_error, log, progress) -> dict[str, Any]:
+def _prepare(
+    found: list[Source],
+    out: Path,
+    plan: dict[str, Any],
+    options: Options,
+    spread: Spread,
+    on_error: OnError,
+    log: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, Any]:
     work = out / ".work"
     if _resume_or_start(work, found, plan, log):
         _drop_damaged(work, out, spread, log, progress)
@@ -138,7 +148,7 @@ def _prepare(found, out, plan, options, spread, on_error, log, progress) -> dict
     return manifest
 
 
-def _resume_or_start(work, found, plan, log) -> bool:
+def _resume_or_start(work: Path, found: list[Source], plan: dict[str, Any], log: Callable[[str], None]) -> bool:
     """Whether there is something of an earlier call of the same kind; otherwise the work folder is empty now."""
     path = work / "plan.json"
     why = ""
@@ -169,7 +179,7 @@ def _resume_or_start(work, found, plan, log) -> bool:
     return False
 
 
-def _drop_damaged(work, out, spread, log, progress):
+def _drop_damaged(work: Path, out: Path, spread: Spread, log: Callable[[str], None], progress: Progress) -> None:
     """Take away the notes of all that is not as it was written (a power cut may do that), so that it is made again."""
     for path in work.glob(".*"):  # of a killed call
         path.unlink()
@@ -195,7 +205,7 @@ def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
         parts = {f"{written.part.name}.bin": written.part.sha256} | written.files
         whole = note.stem == written.part.name and all(shards.digest(out / name) == sha for name, sha in parts.items())
     except (Damaged, FileNotFoundError):
-        whole = False
+        return name, None
     return name, written.part.bytes if whole else None
 
 
@@ -205,12 +215,12 @@ def processes(workers: int) -> Iterator[Spread]:
     if workers < 1:
         raise UserError("`workers` must be at least 1")
 
-    def submit(do, task):
+    def submit(do: Callable[[Any], Any], task: Any) -> Future[Any]:
         with undisturbed():  # this may start a process, or the pool's own thread
             return pool.submit(do, task)
 
-    def spread(expand, do, items):
-        running: set[Future] = set()
+    def spread(expand: Callable[[Any], Iterable[Any]], do: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        running: set[Future[Any]] = set()
         for task in chain.from_iterable(map(expand, items)):
             running.add(submit(do, task))
             if len(running) >= workers + 2:
@@ -241,14 +251,14 @@ def _end_with(alive: Connection) -> None:
     (A pool's processes would wait for its next task for ever.)
     """
 
-    def watch():
+    def watch() -> None:
         alive.poll(None)  # nothing is ever sent: it returns when the other end is closed
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
 
 
-def _alone(item):
+def _alone(item: Any) -> Iterator[Any]:
     """For `spread`: an item that is one task."""
     yield item
 
@@ -256,14 +266,16 @@ def _alone(item):
 # The first pass: chunks to runs.
 
 
-def _make_runs(found, options, work, spread, on_error, progress) -> tuple[Counter, str]:
+def _make_runs(
+    found: list[Source], options: Options, work: Path, spread: Spread, on_error: OnError, progress: Progress
+) -> tuple[Counter[str], str]:
     """A run for every chunk that has none yet; what was counted in all of them, the SHA-256 of their bad lines."""
     cut = partial(_chunks, work=work, keys=Keys(options.text_key, options.label_key))
     make = partial(runs.make, work=work, seed=options.seed, distinct=options.distinct, on_error=on_error)
     with progress("reading", sum(source.size or 0 for source in found)) as done:
         for size in spread(cut, make, list(enumerate(found))):
             done(size)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     with unsynced(work / "bad_lines.jsonl") as file:
         bad = Digested(file)
         for run in map(runs.read_note, runs.notes(work)):
@@ -291,6 +303,8 @@ def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[
 
 # The second pass: runs to parts.
 
+Bucket = Callable[[int], tuple[list[bytes], list[bytes]]]  # as runs.bucket, of one work folder
+
 
 class Written(NamedTuple):
     """A part that is written, and the SHA-256 of its other files by their name."""
@@ -299,8 +313,10 @@ class Written(NamedTuple):
     files: dict[str, str]
 
 
-def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
-    def enough(reviews):
+def _write_parts(
+    out: Path, work: Path, options: Options, counts: Counter[str], spread: Spread, progress: Progress
+) -> list[Written]:
+    def enough(reviews: int) -> None:
         bad = f" ({counts['bad']} lines cannot be read: see {work / 'bad_lines.jsonl'})" if counts["bad"] else ""
         few = f"{reviews} reviews{bad} do not fill {options.shards} shards and two parts to hold out"
         if reviews < options.shards + 2:
@@ -314,7 +330,7 @@ def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
     if options.distinct:
         counted = dict(spread(_alone, partial(_count, bucket=bucket), range(len(sizes))))
         sizes = np.array([counted[number] for number in range(len(sizes))])
-    enough(sizes.sum())
+    enough(int(sizes.sum()))
     ranks = int(sizes.sum()) * np.arange(len(names) + 1) // len(names)
     tasks = list(zip(names, ranks[:-1].tolist(), ranks[1:].tolist(), strict=True))
     write = partial(_write_group, out=out, work=work, ends=np.cumsum(sizes), bucket=bucket)
@@ -328,19 +344,19 @@ def _write_parts(out, work, options, counts, spread, progress) -> list[Written]:
     return [parts[name] for name in names]
 
 
-def _count(number: int, bucket: Callable) -> tuple[int, int]:
+def _count(number: int, bucket: Bucket) -> tuple[int, int]:
     return number, len(bucket(number)[0])
 
 
 def _write_group(
-    tasks: list[tuple[str, int, int]], out: Path, work: Path, ends: np.ndarray, bucket: Callable
+    tasks: list[tuple[str, int, int]], out: Path, work: Path, ends: np.ndarray, bucket: Bucket
 ) -> list[Written]:
     """Write neighbouring parts."""
     bucket = lru_cache(1)(bucket)  # the last bucket of a part is the first of the next
     return [_write_part(*task, out, work, ends, bucket) for task in tasks]
 
 
-def _write_part(name, first, last, out, work, ends, bucket) -> Written:
+def _write_part(name: str, first: int, last: int, out: Path, work: Path, ends: np.ndarray, bucket: Bucket) -> Written:
     """Write the reviews of ranks first ... last - 1: NAME.bin, NAME.ends.npy, and NAME.labels.jsonl if it has any.
 
     They are synced when all are written, together.
@@ -378,7 +394,7 @@ def _write_part(name, first, last, out, work, ends, bucket) -> Written:
     return Written(part, files)
 
 
-def _read_done(note) -> Written:
+def _read_done(note: Path) -> Written:
     """What a note says of a part that is written; raises Damaged for a note that is not as it was written."""
     stored = read_json(note, {"part": dict, "files": dict, "checksum": str})
     if not is_sealed(stored) or stored["part"].keys() != set(Part._fields):

@@ -7,7 +7,7 @@ every line or row that is not blank is a text, an empty text, or reported as wro
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -134,12 +134,12 @@ def sources(inputs: list[str]) -> list[Source]:
     return found
 
 
-def _identity(name):
+def _identity(name: str) -> tuple[int, int]:
     info = os.stat(name)
     return info.st_dev, info.st_ino
 
 
-def _expand(item):
+def _expand(item: str) -> list[Source]:
     if item == "-" or item.startswith("tfds:"):
         return [Source(item, "tfds" if item != "-" else "lines", None, None)]
     try:
@@ -162,8 +162,8 @@ def _expand(item):
         raise UserError(f"{item}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _files_in(folder):
-    def refuse(error):  # os.walk ignores errors by default
+def _files_in(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:  # os.walk ignores errors by default
         raise error
 
     names, seen = [], {_identity(folder)}
@@ -178,7 +178,7 @@ def _files_in(folder):
     return sorted(names)
 
 
-def _file(name):
+def _file(name: str) -> Source:
     info, (kind, suffix) = os.stat(name), _kind(name)
     if not kind:
         raise UserError(f"{name}: unknown kind of file {suffix!r}; known are {KNOWN}")
@@ -195,7 +195,7 @@ def unchanged(source: Source) -> bool:
         return False
 
 
-def _kind(name):
+def _kind(name: str) -> tuple[str | None, str]:
     """A file's kind, or None, and the suffix that says so."""
     path = Path(os.path.basename(name).lower())
     inner = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
@@ -205,7 +205,7 @@ def _kind(name):
 # Chunks
 
 
-def chunks(source: Source, index: int, keys: Keys, size: int = 16 << 20) -> Iterator[Chunk]:
+def chunks(source: Source, index: int, keys: Keys, size: int = 16 << 20) -> Generator[Chunk, None, None]:
     """Cut a source into chunks of about `size` bytes; where, depends on its content and on `size` alone.
 
     Raises UserError for a file that cannot be read or lacks the keys; for one that is damaged, after all before that.
@@ -220,9 +220,10 @@ def chunks(source: Source, index: int, keys: Keys, size: int = 16 << 20) -> Iter
 
 
 # Kind, keys and payload of every chunk, and how much of the stored file has been read by then
+Payload = tuple[str, Keys, bytes | list[Row], int]
 
 
-def _file_of_lines(source, keys, size):
+def _file_of_lines(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
     with opened(source.name) as file:
         found = blocks(file, source.name, source.kind == "json" or source.name == "-")
         kind = source.kind
@@ -246,21 +247,21 @@ def _file_of_lines(source, keys, size):
             yield kind, keys, payload, 0 if source.size is None else file.tell()
 
 
-def _parquet(source, keys, size):
+def _parquet(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
     with opened(source.name):  # says what is wrong with any file
         pass
     keys, rows, count = tables.parquet(source.name, keys)
     for payload in _batches(rows, size):
-        yield source.kind, keys, payload, source.size * payload[-1][0] // count
+        yield source.kind, keys, payload, (source.size or 0) * payload[-1][0] // count
 
 
-def _dataset(source, keys, size):
+def _dataset(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
     keys, rows = tables.dataset(source.name, keys)
     for payload in _batches(rows, size):
         yield source.kind, keys, payload, 0
 
 
-def _batches(rows, size):
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """Lists of rows, about `size` bytes each; the last comes when the rows have ended, as with `cut`."""
     batch, held, damage = [], 0, None
     try:
@@ -301,5 +302,5 @@ def parse(chunk: Chunk) -> Iterator[Row]:
             yield number, to_text(line) if text is None else text, label, wrong
 
 
-def _line(line):
+def _line(line: bytes) -> tuple[str, None, None]:
     return to_text(line.removesuffix(b"\r")), None, None

@@ -2,10 +2,10 @@
 
 import ast
 import json
-import numbers
 import re
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any
 
@@ -31,7 +31,7 @@ def line_reader(keys: Keys) -> Callable[[bytes], tuple[str | None, str | None, s
     """Reads a line that is not blank: text, label, what is wrong; the text or the last is None. Never raises."""
     plain = _plain_record(keys)
 
-    def read(line):
+    def read(line: bytes) -> tuple[str | None, str | None, str | None]:
         line = line.strip()
         if line.startswith(b"{'") and plain and (match := plain.fullmatch(line)):
             text, label = match.groups()
@@ -55,14 +55,13 @@ def values(text: Any, label: Any, keys: Keys) -> tuple[str | None, str | None, s
     return text or "", _label(label), None
 
 
-def _label(value):
+def _label(value: Any) -> str | None:
     """A label as text: a text, or a number of at most 64 bits (JSON's readers differ on larger ones)."""
     if isinstance(value, bytes):
         return to_text(value)
     if isinstance(value, str):
         return value
-    is_number = isinstance(value, numbers.Number) and not isinstance(value, complex)
-    return str(value) if is_number and abs(value) < 2**63 else None
+    return str(value) if isinstance(value, int | float | Decimal) and abs(value) < 2**63 else None
 
 
 def _record(line: bytes) -> dict[Any, Any] | str:
@@ -123,7 +122,7 @@ _DICT = rf"\{{(?:{_NAME}: *+{_ATOM}(?:, *+{_NAME}: *+{_ATOM})*+)?+\}}"
 
 
 @lru_cache
-def _plain_record(keys) -> re.Pattern[bytes] | None:
+def _plain_record(keys: Keys) -> re.Pattern[bytes] | None:
     """Matches plain records; its groups are the last text and the last label. None for keys that are not plain."""
     if not all(key is None or key.isidentifier() for key in keys):
         return None

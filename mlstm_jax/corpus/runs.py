@@ -12,10 +12,10 @@ from collections import Counter
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt32
+from jaxtyping import Int, UInt32, UInt64
 
 from mlstm_jax.corpus.readers import Chunk, parse
 from mlstm_jax.disk import is_sealed, read_json, seal, unsynced
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     """A run as its note tells it."""
 
     path: Path
-    counts: Counter  # reviews, their bytes, and the chunk's empty, bad and doubled ones
+    counts: Counter[str]  # reviews, their bytes, and the chunk's empty, bad and doubled ones
     last: list[int]  # end, crc and sum of the last row
     bad: str  # SHA-256 of the file of bad lines, where there are any
 
@@ -82,12 +82,12 @@ def make(
     return chunk.read
 
 
-def _keys(framed, chunk, seed, distinct):
+def _keys(framed: list[bytes], chunk: Chunk, seed: int, distinct: bool) -> UInt64[np.ndarray, "n"]:
     """Each review's place in the shuffle: by its text where equal ones are to meet, else by its place in the input."""
     if distinct:
-        seed = seed.to_bytes(8, "big")
+        key = seed.to_bytes(8, "big")
         return np.array(
-            [int.from_bytes(hashlib.blake2b(f, digest_size=8, key=seed).digest(), "big") for f in framed], np.uint64
+            [int.from_bytes(hashlib.blake2b(f, digest_size=8, key=key).digest(), "big") for f in framed], np.uint64
         )
     start = hashlib.blake2b(f"{seed} {chunk.source} {chunk.number}".encode(), digest_size=8).digest()
     with np.errstate(over="ignore"):  # SplitMix64 of consecutive numbers
@@ -95,20 +95,20 @@ def _keys(framed, chunk, seed, distinct):
         return _mix(z)
 
 
-def _mix(z):
+def _mix(z: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     """What SplitMix64 (Steele, Lea and Flood 2014) makes of a number."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def _hashes(rows):
+def _hashes(rows: np.ndarray) -> UInt32[np.ndarray, "n"]:
     """32 bits of each row's key and ends."""
     z = _mix(_mix(_mix(rows["key"] + GOLDEN) ^ rows["text"]) ^ rows["end"])
     return (z >> np.uint64(32)).astype(np.uint32)
 
 
-def _write(run, keys, framed, labels) -> list[int]:
+def _write(run: Path, keys: UInt64[np.ndarray, "n"], framed: list[bytes], labels: list[str | None]) -> list[int]:
     """Write a run; end, crc and sum of its last row."""
     lines = {label: (json.dumps(label) + "\n").encode() for label in set(labels)}
     items = list(chain.from_iterable(zip(framed, (lines[label] for label in labels), strict=True)))
@@ -124,11 +124,11 @@ def _write(run, keys, framed, labels) -> list[int]:
     return _last(rows)
 
 
-def _last(rows):
+def _last(rows: np.ndarray) -> list[int]:
     return [int(rows[-1][name]) if len(rows) else 0 for name in ("end", "crc", "sum")]
 
 
-def _write_bad(run, bad) -> str:
+def _write_bad(run: Path, bad: list[dict[str, Any]]) -> str:
     """Write the bad lines of a chunk; their SHA-256."""
     lines = b"".join((json.dumps(line) + "\n").encode() for line in bad)
     with unsynced(run.with_suffix(".bad")) as file:
@@ -173,11 +173,11 @@ def is_whole(note: Path) -> bool:
     return True
 
 
-def _changed(path):
+def _changed(path: Path | str) -> Damaged:
     return Damaged(f"{path} has changed since it was written; the same command makes it again")
 
 
-def _read_rows(run) -> np.ndarray:
+def _read_rows(run: Run) -> np.ndarray:
     """All rows of a run, checked."""
     count = run.counts["reviews"]
     size = count * ROW.itemsize + run.last[0]
@@ -197,7 +197,7 @@ class _Slice(NamedTuple):
     labels: list[bytes]
 
 
-def _read(run, first, last) -> _Slice:
+def _read(run: Run, first: int, last: int) -> _Slice:
     """The reviews first ... last - 1 of a run, their texts and labels checked."""
     skipped = max(first - 1, 0)
     with open(run.path, "rb") as file:
@@ -244,7 +244,7 @@ def _index(work: Path, made: int) -> _Index:
         raise _changed(work / "index.npy") from None
 
 
-def make_index(work: Path, counts: Counter, buckets: int) -> tuple[Int[np.ndarray, "buckets"], int]:
+def make_index(work: Path, counts: Counter[str], buckets: int) -> tuple[Int[np.ndarray, "buckets"], int]:
     """Reviews in each bucket, at least so many buckets, and the time of the index that tells where they are."""
     # A review costs about 100 bytes besides its own. Where a task ends within a bucket, two tasks read that bucket.
     buckets = max(buckets, (counts["bytes"] + 100 * counts["reviews"]) // BUCKET)
@@ -261,7 +261,7 @@ def make_index(work: Path, counts: Counter, buckets: int) -> tuple[Int[np.ndarra
     return sizes, (work / "index.npy").stat().st_mtime_ns
 
 
-def _all(work):
+def _all(work: Path) -> list[Run]:
     return [run for run in map(read_note, notes(work)) if run.counts["reviews"]]
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, overload
 
 import numpy as np
 
@@ -29,20 +29,26 @@ def names(shards: int) -> list[str]:
     return [f"train-{n:05}" for n in range(shards)] + ["validation", "test"]
 
 
-class Mapped(Sequence):
+class Mapped(Sequence[Bytes]):
     """The bytes of parts, each mapped into memory when it is asked for.
 
     What is mapped is an open file, of which a process may have fewer than a corpus has shards.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Part]):
-        self._parts = parts
+        self._folder, self._parts = folder, parts
         self._map = lru_cache(2)(lambda number: np.memmap(folder / f"{parts[number].name}.bin", np.uint8, "r"))
 
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __getitem__(self, number: int) -> Bytes:
+    @overload
+    def __getitem__(self, number: int) -> Bytes: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Mapped": ...
+    def __getitem__(self, number: int | slice) -> "Bytes | Mapped":
+        if isinstance(number, slice):
+            return Mapped(self._folder, self._parts[number])
         return self._map(range(len(self))[number])
 
 
@@ -120,7 +126,7 @@ def verify_others(folder: Path) -> None:
         _verify(folder / name, sha)
 
 
-def _verify(path, sha):
+def _verify(path: Path, sha: str) -> None:
     if digest(path) != sha:
         raise UserError(f"{path} has changed since it was written: its SHA-256 differs; make the corpus again")
 

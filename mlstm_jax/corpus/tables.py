@@ -7,6 +7,8 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from types import ModuleType
+from typing import Any, cast
 
 from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.columns import Keys, find_keys, has_usual_name, listed
@@ -43,8 +45,8 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
     advice = "; if this line is a review, the file has no header: give `text_key` and `label_key` as numbers of columns"
     keys = find_keys(header, keys, where, "column", advice)
 
-    def below():
-        text, label = header.index(keys.text), header.index(keys.label) if keys.label else None
+    def below() -> Iterator[Row]:
+        text, label = header.index(keys.text or ""), header.index(keys.label) if keys.label else None
         for number, row, data, wrong in rows:
             if wrong is None and len(row) != len(header):
                 wrong = f"{len(row)} columns, the header has {len(header)}"
@@ -65,7 +67,7 @@ def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
     optional("pyarrow.parquet", name)
 
     @contextlib.contextmanager
-    def explained():
+    def explained() -> Iterator[None]:
         try:
             yield
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: dates beyond Python's
@@ -75,7 +77,7 @@ def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
         file = pyarrow.parquet.ParquetFile(name)
     keys = find_keys(file.schema_arrow.names, keys, name, "column")
 
-    def rows():
+    def rows() -> Iterator[Row]:
         number = 0
         with explained(), file:
             for batch in file.iter_batches(1024, columns=[key for key in keys if key]):
@@ -87,12 +89,12 @@ def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
     return keys, rows(), file.metadata.num_rows
 
 
-def _row(number, value, label, keys) -> Row:
+def _row(number: int, value: Any, label: Any, keys: Keys) -> Row:
     text, label, wrong = values(value, label, keys)
     return number, reprlib.repr(value) if text is None else text, label, wrong
 
 
-def _objects(pyarrow, column):
+def _objects(pyarrow: ModuleType, column: Any) -> list[Any]:
     """A column's values; text as bytes, since it need not be UTF-8."""
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -121,26 +123,29 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
             config = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there takes TensorFlow
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config, file_format="array_record")
-        stored = builder.info.file_format.value  # tensorflow-datasets' own Parquet files lack rows
+        stored = getattr(builder.info.file_format, "value", None)  # tensorflow-datasets' own Parquet files lack rows
         advice = "set TFDS_DATA_DIR to another folder to have it prepared as array_record"
         if stored != "array_record":
             raise UserError(f"{source}: it is stored as {stored}; {advice}")
-        records = builder.as_data_source(split or "train")
-    keys = find_keys(list(builder.info.features), keys, source, "feature")
+        features = builder.info.features
+        if not isinstance(features, tfds.features.FeaturesDict):
+            raise UserError(f"{source}: its features have no names")
+        records = cast(Any, builder).as_data_source(split or "train")  # its decorator hides its parameters
+    keys = find_keys(list(features), keys, source, "feature")
 
-    def rows():
+    def rows() -> Iterator[Row]:
         for start in range(0, len(records), 1000):
             with _told_by_tfds(source):
                 some = records.__getitems__(range(start, min(start + 1000, len(records))))
-                some = [[record[key] if key else None for key in keys] for record in some]
-            for number, (text, label) in enumerate(some, start + 1):
+                cells: list[list[Any]] = [[record[key] if key else None for key in keys] for record in some]
+            for number, (text, label) in enumerate(cells, start + 1):
                 yield _row(number, text, label.item() if hasattr(label, "item") else label, keys)
 
     return keys, rows()
 
 
 @contextlib.contextmanager
-def _told_by_tfds(name):
+def _told_by_tfds(name: str) -> Iterator[None]:
     """Whatever tensorflow-datasets raises, in one line: there is no end to the kinds of it."""
     try:
         yield
@@ -151,5 +156,5 @@ def _told_by_tfds(name):
         raise UserError(f"{name}: {why}; {INSTEAD}") from None
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return textwrap.shorten((str(error) or type(error).__name__).strip().partition("\n")[0], 300, placeholder=" ...")
