@@ -12,7 +12,7 @@ from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Folds, Split, Task
 from mlstm_jax.tasks.sst import BY_HAND, FILES, _is_release, read_split
 
-__all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "read_split"]
+__all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "packaged_task", "read_split"]
 
 
 def load(name: str, data: Path | None = None, data_dir: Path | None = None) -> Task | Folds:
@@ -36,7 +36,7 @@ def load(name: str, data: Path | None = None, data_dir: Path | None = None) -> T
             raise UserError(f"{name} is kept where TFDS_DATA_DIR says; leave data_dir out")
         return from_file(name)
     if name != "sst":
-        return Task(name, "packaged split, not the paper's test set", **_packaged(name))
+        return packaged_task(name)
     if data is not None:
         if not data.is_dir():
             raise UserError(f"no folder {data}; {BY_HAND}")
@@ -46,17 +46,20 @@ def load(name: str, data: Path | None = None, data_dir: Path | None = None) -> T
     else:
         splits = _fetched(data_dir)
         source = "the paper's binary sentences"
-    return Task(name, f"{source}, {' / '.join(f'{len(split.texts):,}' for split in splits.values())}", **splits)
+    note = f"{source}, {' / '.join(f'{len(split.texts):,}' for split in splits.values())}"
+    return Task(name, note, splits["train"], splits["dev"], splits["test"])
 
 
-def _packaged(source: str) -> dict[str, Split]:
-    parts = {split: [] for split in FILES}
+def packaged_task(source: str) -> Task:
+    """The packaged reviews of a source. Raises UserError as `packaged.rows` does."""
+    parts: dict[str, list[packaged.Review]] = {split: [] for split in FILES}
     for review in packaged.reviews(source):
         parts[packaged.split_of(review.text)].append(review)
-    return {
-        split: Split([review.text for review in part], np.array([review.label for review in part], np.int64))
-        for split, part in parts.items()
-    }
+    train, dev, test = (
+        Split([review.text for review in part], np.array([review.label for review in part], np.int64))
+        for part in (parts[split] for split in ("train", "dev", "test"))
+    )
+    return Task(source, "packaged split, not the paper's test set", train, dev, test)
 
 
 def _fetched(data_dir: Path | None) -> dict[str, Split]:

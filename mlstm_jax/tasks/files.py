@@ -5,7 +5,7 @@ import reprlib
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
     KINDS,
+    Chunk,
     Source,
     cannot_be_read,
     chunks,
@@ -85,16 +86,17 @@ def from_file(
             raise UserError(f"{where} matches {len(files)} files; name one, or a folder with {TRIPLE}")
         found = {"all": files[0]}
     read = {split: _labelled(source, keys) for split, source in found.items()}
+    sides = None
     if positive or negative:
-        classes = _sides(where, [row.label for part in read.values() for row in part.rows], positive, negative)
-        read = {split: _of_sides(part, classes) for split, part in read.items()}
+        sides = _sides(where, [row.label for part in read.values() for row in part.rows], positive, negative)
+        read = {split: _of_sides(part, sides) for split, part in read.items()}
     if "all" in read:
         parts, kind = _by_hash(_distinct(read["all"]), ("train", "dev", "test")), "split by a hash of the text"
     else:
         own = "its own splits" if "dev" in read else "its own test split, dev by a hash of the text"
         parts, kind = _fixed(read), own
-    if positive or negative:
-        names = tuple(map(" or ".join, classes))
+    if sides:
+        names = tuple(map(" or ".join, sides))
     else:
         names = _classes(where, [row.label for rows in parts.values() for row in rows])
     _require_enough(where, parts, names)
@@ -158,7 +160,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
     return Read(source, rows, left)
 
 
-def _headed(source, keys):
+def _headed(source: Source, keys: Keys) -> Iterator[Chunk]:
     """The chunks; of a CSV or TSV file whose first line does not fit it is said what such a line is for."""
     try:
         yield from chunks(source, 0, keys)
@@ -168,9 +170,10 @@ def _headed(source, keys):
         raise
 
 
-def _distinct(read):
+def _distinct(read: Read) -> list[Labelled]:
     """The first row of every framed text."""
-    source, rows, left, kept = *read, {}
+    source, rows, left = read
+    kept: dict[bytes, Labelled] = {}
     for row in rows:
         first = kept.setdefault(row.framed, row)
         if first is not row:
@@ -182,7 +185,7 @@ def _distinct(read):
     return list(kept.values())
 
 
-def _by_hash(rows, names):
+def _by_hash(rows: list[Labelled], names: Sequence[str]) -> dict[str, list[Labelled]]:
     """Splits by the rule of all splits; where `names` lacks one, its texts go to train."""
     parts = {name: [] for name in names}
     for row in rows:
@@ -190,7 +193,7 @@ def _by_hash(rows, names):
     return parts
 
 
-def _fixed(read):
+def _fixed(read: Mapping[str, Read]) -> dict[str, list[Labelled]]:
     """Splits as they are given, the test whole; what dev or train share with a later one is left out there."""
     parts, later = {}, set()
     for split in ("test", "dev", "train"):
@@ -206,7 +209,7 @@ def _fixed(read):
     return parts if "dev" in parts else parts | _by_hash(parts["train"], ("train", "dev"))
 
 
-def _report(source, left):
+def _report(source: Source, left: dict[str, list[int]]) -> None:
     if left:
         log(left_out(source, left), sys.stderr)
 
@@ -214,7 +217,7 @@ def _report(source, left):
 # Classes
 
 
-def _classes(where, labels):
+def _classes(where: str, labels: list[str]) -> tuple[str, ...]:
     count = Counter(labels)
     one = f"all texts have the label {_shown(labels[0])}"
     if len(count) <= 1:
@@ -222,9 +225,9 @@ def _classes(where, labels):
     most = f"{len(count):,} different labels in {len(labels):,} texts, at most {MOST_CLASSES} are taken"
     if len(count) > MOST_CLASSES:
         raise UserError(f"{where}: {most}; this looks like no label column: name one with `label_key`")
-    values = {label: number(label) for label in count}
-    numbered = None not in values.values()
-    names = sorted(count, key=values.get) if numbered else sorted(count)
+    values = {label: value for label in count if (value := number(label)) is not None}
+    numbered = len(values) == len(count)
+    names = sorted(count, key=values.__getitem__) if numbered else sorted(count)
     for one, other in zip(names, names[1:], strict=False):
         same = f"{where}: the labels {_shown(one)} and {_shown(other)} are the same number; write them alike"
         if numbered and values[one] == values[other]:
@@ -238,7 +241,7 @@ def _classes(where, labels):
     return tuple(names)
 
 
-def _sides(where, labels, positive, negative):
+def _sides(where: str, labels: list[str], positive: Sequence[str], negative: Sequence[str]) -> list[list[str]]:
     """The labels of the negative and of the positive class, of those that are there."""
     there = list(dict.fromkeys(labels))
     listed = textwrap.shorten(", ".join(map(_shown, sorted(there))) or "none", 300, placeholder=" ...")
@@ -260,7 +263,7 @@ def _sides(where, labels, positive, negative):
     return [side or others for side in sides]
 
 
-def _of_sides(read, sides):
+def _of_sides(read: Read, sides: list[list[str]]) -> Read:
     """The rows of two classes, each with its class for a label."""
     name = {label: " or ".join(side) for side in sides for label in side}
     if other := [row.line for row in read.rows if row.label not in name]:
@@ -268,12 +271,12 @@ def _of_sides(read, sides):
     return read._replace(rows=[row._replace(label=name[row.label]) for row in read.rows if row.label in name])
 
 
-def _same(label, name):
+def _same(label: str, name: str) -> bool:
     """Whether a label is meant by a name: 5.0 by 5."""
     return label == name or number(label) is not None and number(label) == number(name)
 
 
-def _require_enough(where, parts, classes):
+def _require_enough(where: str, parts: Mapping[str, list[Labelled]], classes: Sequence[str]) -> None:
     train, test = (Counter(row.label for row in parts[split]) for split in ("train", "test"))
     advice = f"add texts, or give a folder with {TRIPLE}"
     for name in classes:
@@ -284,11 +287,11 @@ def _require_enough(where, parts, classes):
         raise UserError(f"{where}: no text falls into dev: {advice}")
 
 
-def _shown(label):
+def _shown(label: str) -> str:
     return reprlib.repr(label)
 
 
-def _name(where):
+def _name(where: str) -> str:
     """The task's name, which names its unit's record: of a file without what says its kind, and of no other set."""
     name = where.removeprefix("tfds:") if where.startswith("tfds:") else Path(where).resolve().name
     for suffixes in (COMPRESSIONS, KINDS):

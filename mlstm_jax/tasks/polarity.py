@@ -42,19 +42,19 @@ def number(label: str) -> float | None:
 
 def positive_of(one: str, other: str) -> str | None:
     """The positive one of two labels: the higher of two numbers, else as the usual words say; None: it is not plain."""
-    values = number(_bare(one)), number(_bare(other))
-    if None not in values and values[0] != values[1]:
-        return one if values[0] > values[1] else other
-    sides = [(_word(label) in _POSITIVE, _word(label) in _NEGATIVE) for label in (one, other)]
-    return {((True, False), (False, True)): one, ((False, True), (True, False)): other}.get(tuple(sides))
+    a, b = number(_bare(one)), number(_bare(other))
+    if a is not None and b is not None and a != b:
+        return one if a > b else other
+    first, second = ((_word(label) in _POSITIVE, _word(label) in _NEGATIVE) for label in (one, other))
+    return {((True, False), (False, True)): one, ((False, True), (True, False)): other}.get((first, second))
 
 
-def _bare(label):
+def _bare(label: str) -> str:
     """A label without what marks it as one: `__label__2`, `LABEL_1`."""
     return re.sub(r"^_*label[_ ]*", "", label, flags=re.IGNORECASE)
 
 
-def _word(label):
+def _word(label: str) -> str:
     letters = unicodedata.normalize("NFKD", _bare(label).casefold().replace("\u2212", "-"))
     marks = ("Mn", "Sk")  # accents, and what varies an emoji
     letters = "".join(c for c in letters if unicodedata.category(c) not in marks).strip()

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -68,7 +68,7 @@ def load(data_dir: Path | None) -> dict[str, Split]:
     builder = SstBinary(data_dir=data_dir)
     if not builder.info.splits:
         _fetch(builder)
-    sources = builder.as_data_source()
+    sources = cast(dict[str, Sequence[dict[str, Any]]], builder.as_data_source())  # of one set: no deeper tree
     try:
         return {split: _in_file_order(sources[split]) for split in FILES}
     except (RuntimeError, TypeError):  # damaged records raise the one, or are read as None
