@@ -62,20 +62,25 @@ ADMITTED |= _WRAPPERS | _REBUILT | _ARRAYS | _MODULES | _OTHERS
 class Bag:
     """What stands in for the object that a pickle asks for: its name, what it was called with, what was put into it."""
 
-    def __init__(self, name: str, args: tuple = ()):
-        self.name, self.args, self.items, self.state = name, args, {}, None
+    def __init__(self, name: str, args: tuple[Any, ...] = ()):
+        self.name, self.args = name, args
+        self.items: dict[Any, Any] = {}
+        self.state: Any = None
 
 
 class _Storage(NamedTuple):
-    """A tensor's memory: its key in the file, how many numbers of which type."""
+    """A tensor's memory: its key in the file, the type and the number of its numbers."""
 
     key: str
     kind: str
-    count: int
-    view: tuple | None  # (key, offset, count) of a part of it, in files of 2017
+    size: int
+    view: tuple[Any, ...] | None  # (key, offset, count) of a part of it, in files of 2017
 
 
-def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list:
+Memory = Callable[[_Storage], np.ndarray]  # reads a storage's numbers
+
+
+def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list[np.ndarray]:
     """The array of a .npy file of `size` bytes; an array of arrays comes as a list.
 
     Raises UserError where header and size disagree.
@@ -100,7 +105,7 @@ def read_npy(file: io.BufferedIOBase, size: int) -> np.ndarray | list:
 def read_npz(path: Path) -> Lazy:
     """The arrays of an .npz file by name, each read when it is called for."""
 
-    def read(name):
+    def read(name: str) -> np.ndarray | list[np.ndarray]:
         with _zip(path) as archive:
             data = _entry(archive, name)
         return read_npy(io.BytesIO(data), len(data))
@@ -131,7 +136,7 @@ def is_pt(path: Path) -> bool:
 _MAGIC = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol) for protocol in (2, 3, 4, 5))
 
 
-def _pt_zip(path):
+def _pt_zip(path: Path) -> tuple[Any, Memory]:
     with _zip(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
@@ -148,7 +153,7 @@ def _pt_zip(path):
     return tree, memory
 
 
-def _pt_stream(path):
+def _pt_stream(path: Path) -> tuple[Any, Memory]:
     size, places = path.stat().st_size, {}
     with open(path, "rb") as file:
         _magic, _version, (system, _), (tree, storages), (keys, _) = (_unpickle(file, size) for _ in range(5))
@@ -162,7 +167,7 @@ def _pt_stream(path):
             count = int.from_bytes(file.read(8), "little")
             places[key] = file.tell()
             end = file.tell() + count * _width(storages[key])
-            if count != storages[key].count or end > size:
+            if count != storages[key].size or end > size:
                 raise UserError(f"storage {key} is cut off or of another size")
             file.seek(end)
 
@@ -170,7 +175,7 @@ def _pt_stream(path):
         with open(path, "rb") as file:
             file.seek(places[storage.key])
             whole = storages[storage.key]
-            numbers = _numbers(file.read(whole.count * _width(whole)), whole)
+            numbers = _numbers(file.read(whole.size * _width(whole)), whole)
         if storage.view is None:
             return numbers
         _, offset, count = storage.view
@@ -181,17 +186,17 @@ def _pt_stream(path):
     return tree, memory
 
 
-def _width(storage):
+def _width(storage: _Storage) -> int:
     return np.dtype(storage.kind).itemsize
 
 
-def _numbers(data, storage):
-    if len(data) != storage.count * _width(storage):
+def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
+    if len(data) != storage.size * _width(storage):
         raise UserError(f"storage {storage.key} is not of the size it should be")
     return np.frombuffer(data, storage.kind)
 
 
-def _named(tree: Any, prefix: str = "", depth: int = 10, seen: set | None = None) -> Iterator[tuple[str, Bag]]:
+def _named(tree: Any, prefix: str = "", depth: int = 10, seen: set[int] | None = None) -> Iterator[tuple[str, Bag]]:
     """Every tensor of nested dicts and modules under its dotted name. What is met twice is entered once."""
     seen = set() if seen is None else seen
     if isinstance(tree, Bag) and tree.name in _TENSORS | _WRAPPERS | _REBUILT:
@@ -216,7 +221,7 @@ def _mapping(tree: Any) -> dict[Any, Any]:
     return {key.decode() if isinstance(key, bytes) else key: value for key, value in pairs}
 
 
-def _parts(bag: Bag) -> tuple[_Storage, int, tuple, tuple]:
+def _parts(bag: Bag) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...]]:
     """A tensor's storage, offset, shape and strides, whichever PyTorch wrote it."""
     for _ in range(2):
         if bag.name in _WRAPPERS:
@@ -230,7 +235,7 @@ def _parts(bag: Bag) -> tuple[_Storage, int, tuple, tuple]:
     return storage, offset, shape, strides
 
 
-def _tensor(bag: Bag, memory: Callable[[_Storage], np.ndarray]) -> np.ndarray:
+def _tensor(bag: Bag, memory: Memory) -> np.ndarray:
     """A tensor's numbers, in place in its storage. Raises UserError where it reaches beyond it."""
     storage, offset, shape, strides = _parts(bag)
     numbers, count = memory(storage), math.prod(shape)
@@ -266,7 +271,7 @@ def _array(bag: Any) -> np.ndarray:
     return _shaped(content, np.dtype(order + name), shape, fortran)
 
 
-def _shaped(data: Any, dtype, shape, fortran) -> np.ndarray:
+def _shaped(data: Any, dtype: np.dtype, shape: Any, fortran: Any) -> np.ndarray:
     if not _natural(shape):
         raise UserError("an array's shape makes no sense")
     there, expected = len(data) if isinstance(data, bytes) else 0, math.prod(shape) * dtype.itemsize
@@ -287,8 +292,8 @@ class _Guarded(io.BufferedReader):
 
     longest: float = DIRECTORY
 
-    def read(self, size=-1):
-        if size > self.longest:
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.longest:
             raise UserError("its list of contents is too long")
         return super().read(size)
 
@@ -345,28 +350,28 @@ def _unpickle(file: io.BufferedIOBase, size: int) -> tuple[Any, dict[str, _Stora
         ) from None
 
 
-def _run(file, size):
+def _run(file: io.BufferedIOBase, size: int) -> tuple[Any, dict[str, _Storage]]:
     stack, marks, memo, storages, text = [], [], {}, {}, 0
 
-    def number(width, signed=False):
+    def number(width: int, signed: bool = False) -> int:
         data = file.read(width)
         if len(data) != width:
             raise UserError("it is cut off")
         return int.from_bytes(data, "little", signed=signed)
 
-    def string(width):
+    def string(width: int) -> bytes:
         length = number(width)
         if length > size - file.tell():
             raise UserError("it is cut off")
         return file.read(length)
 
-    def line():
+    def line() -> str:
         found = file.readline(NAME)
         if not found.endswith(b"\n"):
             raise UserError("a name in it makes no sense")
         return found[:-1].decode()
 
-    def slice_():
+    def slice_() -> list[Any]:
         if not marks:
             raise UserError("it is not a pickle")
         at = marks.pop()
@@ -374,7 +379,7 @@ def _run(file, size):
         del stack[at:]
         return found
 
-    def put(target, pairs):
+    def put(target: Any, pairs: list[Any]) -> None:
         target = target.items if isinstance(target, Bag) else target
         if not isinstance(target, dict):
             raise UserError("it puts things where none can be")

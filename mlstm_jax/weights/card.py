@@ -62,6 +62,6 @@ def card(about: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(text):
+def _cell(text: str) -> str:
     """Text that is not ours as a cell of a table: nothing in it is Markdown or HTML."""
     return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", " ".join(printable(text).split()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def read(path: Path) -> Params:
         raise UserError(f"{path} cannot be read: {printable(why)}") from None
 
 
-def _sources(path) -> Sources | None:
+def _sources(path: Path) -> Sources | None:
     """What reads each parameter; None where the format is not known."""
     if path.is_dir():
         if (path / "0.npy").exists():
@@ -90,7 +90,7 @@ def _sources(path) -> Sources | None:
     return _safetensors(path) if start[8:9] == b"{" else None
 
 
-def _openai(path) -> Sources:
+def _openai(path: Path) -> Sources:
     """The paper's release: 15 files, the gates of wh in four."""
 
     def get(name):
@@ -104,7 +104,7 @@ def _openai(path) -> Sources:
     return {name: _whole(get, name, OPENAI_ORDER) for name in _shapes()}
 
 
-def _seed(file, size) -> Sources:
+def _seed(file: Any, size: int) -> Sources:
     """The TensorFlow reproduction: one pickled array of 27, most of them one gate each, biases [1, hidden]."""
     found = arrays.read_npy(file, size)
     if not isinstance(found, list):
@@ -118,7 +118,7 @@ def _seed(file, size) -> Sources:
     return {name: _whole(get, name, SEED_ORDER) for name in _shapes()}
 
 
-def _parts(folder) -> Sources:
+def _parts(folder: Path) -> Sources:
     """model.npy as `split` left it: xaa, xab and so on."""
     parts = sorted(part for part in folder.iterdir() if re.fullmatch("x[a-z][a-z]", part.name))
     for number, part in enumerate(parts):
@@ -201,7 +201,7 @@ def _unirep(found: arrays.Lazy) -> Sources:
     return {names.get(name, name.removeprefix("mlstm.0.")): source for name, source in found.items()}
 
 
-def _safetensors(path) -> Sources:
+def _safetensors(path: Path) -> Sources:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > 100_000:
@@ -218,7 +218,7 @@ def _safetensors(path) -> Sources:
         return {name: partial(get, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
-def _whole(get, name, order):
+def _whole(get: Callable[[str], Any], name: str, order: Sequence[str]) -> Callable[[], Any]:
     """What reads a parameter that is kept whole, or gate by gate."""
     if name in order:
         return partial(get, name)
@@ -347,13 +347,13 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _part(held, name):
+def _part(held: dict[str, np.ndarray], name: str) -> np.ndarray:
     """A parameter, or one gate of it."""
     whole, _, gate = name.partition(".")
     return np.split(held[whole], 4, axis=-1)[GATES.index(gate)] if gate else held[whole]
 
 
-def _save_seed(held, file):
+def _save_seed(held: dict[str, np.ndarray], file: IO[bytes]) -> None:
     """A pickled array of arrays as Python 2 writes it: bytes are strings, numpy's modules have their older names."""
     integer = lambda n: b"J" + n.to_bytes(4, "little")
     new = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R"
