@@ -18,10 +18,10 @@ class Loop(NamedTuple):
     backward: bool
     products: int
     others: int  # kernels besides
-    written: Counter  # what they all write, "bf16[128,4096]" -> how many
+    written: Counter[str]  # what they all write, "bf16[128,4096]" -> how many
 
 
-def collectives(hlo: str) -> tuple[Counter, Counter]:
+def collectives(hlo: str) -> tuple[Counter[str], Counter[str]]:
     """The collectives of an optimised HLO module, as "all-reduce f32[64,4096]": in bodies of loops, and elsewhere.
 
     A TPU does some in a chain of fusions, beside other work; such a one is where its chain starts.
@@ -62,14 +62,14 @@ def time_loops(hlo: str) -> list[Loop]:
     parts = {name: [m.groups("") for m in INSTRUCTION.finditer(text)] for name, text in COMPUTATION.findall(hlo)}
     called = lambda more: [name for name in re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", more) if name in parts]
 
-    def multiplies(operation, more):
+    def multiplies(operation: str, more: str) -> bool:
         inner = any(multiplies(op, m) for name in called(more) for _, _, _, op, _, m in parts[name])
         # As a target, triton is a kernel of ours: every one of them is a product and what follows it.
         return (
             inner or operation in ("dot", "convolution") or bool(re.search('target="[^"]*(gemm|matmul|triton)', more))
         )
 
-    def writes(instructions, root):
+    def writes(instructions: list[tuple[str, ...]], root: tuple[str, ...]) -> list[str]:
         _, _, shape, operation, operands, more = root
         named = {i[1]: i for i in instructions}
         operands = [named[name] for name in re.findall(r"%([\w.\-]+)", operands) if name in named]

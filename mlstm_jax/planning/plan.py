@@ -8,13 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from jax.sharding import Mesh
 
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import CHIPS, Chip, chip_of, flops_per_byte, parameters
 from mlstm_jax.planning.hlo import Loop, collectives, elements, time_loops
 from mlstm_jax.planning.topology import _devices
+
+if TYPE_CHECKING:
+    from mlstm_jax.training.updates import TrainState
 
 # What the estimate supposes: the parts of a chip's published figures that are reached, the time of a collective besides
 # that of its bytes, and the bytes of the paper's data.
@@ -69,7 +74,7 @@ class Estimate(NamedTuple):
     bytes_per_second: float
     bytes_per_second_per_chip: float
     model_flops_utilization: float
-    epoch_bytes: int
+    epoch_bytes: float
     epoch_source: str  # the prepared folder, or "paper"
     seconds_per_epoch: float
 
@@ -112,11 +117,14 @@ def plan(config: Config, progress: Callable[[str], None] = lambda line: None) ->
     `progress` is called with a line before each compilation. Raises UserError for hardware that is unknown or cannot be
     compiled for here, or a mesh that does not fit it.
     """
-    name = config.plan.partition(":")[0].lower()
+    hardware = config.plan
+    if hardware is None:
+        raise UserError("name the hardware with `plan`, as v5e:2x4 or h200")
+    name = hardware.partition(":")[0].lower()
     if name not in CHIPS:
-        raise UserError(f"`plan` {config.plan}: no hardware {name!r}; there are {', '.join(CHIPS)}")
-    chip, devices = CHIPS[name], _devices(config.plan, name)
-    precision = "bfloat16" if config.precision == "auto" else config.precision
+        raise UserError(f"`plan` {hardware}: no hardware {name!r}; there are {', '.join(CHIPS)}")
+    chip, devices = CHIPS[name], _devices(hardware, name)
+    precision: Precision = "bfloat16" if config.precision == "auto" else config.precision
 
     from mlstm_jax.model import kernels
     from mlstm_jax.training import sharding
@@ -132,7 +140,7 @@ def plan(config: Config, progress: Callable[[str], None] = lambda line: None) ->
     memory, found, steps = (None, None, None) if isinstance(compiled, str) else compiled
     per_byte, size = flops_per_byte(config.model), (config.model.hidden, mesh.shape["model"])
     return Plan(
-        hardware=config.plan,
+        hardware=hardware,
         chip=chip.kind,
         chips=len(devices),
         mesh=dict(mesh.shape),
@@ -171,7 +179,7 @@ def to_json(figures: Any) -> Any:
     return [to_json(value) for value in figures] if isinstance(figures, list) else figures
 
 
-def explain(config: Config, state, mesh, precision: str, updates: int) -> Iterator[str]:
+def explain(config: Config, state: "TrainState", mesh: Mesh, precision: Precision, updates: int) -> Iterator[str]:
     """What a run says of itself before it begins: devices, what lives where, how much is to be done."""
     import jax
 
@@ -211,7 +219,7 @@ def describe_kernels(kernels: str, reason: str | None) -> Iterator[str]:
         yield f"time loops: the plain ones instead of pallas: {reason}"
 
 
-def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
+def compile_update(config: Config, mesh: Mesh, precision: Precision) -> Compiled | str:
     """The update of `config` compiled for a mesh; the compiler's words where it has not memory enough."""
     import jax
 
@@ -227,6 +235,8 @@ def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
         line = str(error).partition("\n")[0]
         return line[max(0, line.find("Ran out")) :]
     use = step.memory_analysis()
+    if use is None:
+        raise UserError("the compiler for this hardware does not say how much memory an update takes")
     outputs = use.output_size_in_bytes - use.alias_size_in_bytes
     memory = Memory(
         peak_bytes=use.argument_size_in_bytes + use.temp_size_in_bytes + outputs + use.generated_code_size_in_bytes,
@@ -239,6 +249,8 @@ def compile_update(config: Config, mesh, precision: str) -> Compiled | str:
     try:
         hlo = step.as_text()
     except jax.errors.JaxRuntimeError:  # a libtpu that is newer than jax
+        hlo = None
+    if hlo is None:
         return Compiled(memory, None, None)
     return Compiled(memory, Collectives(*map(dict, collectives(hlo))), time_loops(hlo))
 
@@ -253,7 +265,7 @@ def peak_bytes(compiled: Compiled | str) -> float:
     return math.inf if isinstance(compiled, str) else compiled.memory.peak_bytes
 
 
-def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> Estimate:
+def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: Precision) -> Estimate:
     """The speed of training on a mesh of these axes."""
     parts, chips = seconds_by_part(config, chip, axes, precision), math.prod(axes.values())
     seconds = sum(parts.values())
@@ -272,7 +284,7 @@ def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: str) -
     )
 
 
-def time_loop(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> TimeLoop:
+def time_loop(config: Config, chip: Chip, axes: dict[str, int], precision: Precision) -> TimeLoop:
     """What bounds a step of the time loop, for one group of the batch: its products, its matrices, or its start."""
     matrices, width = 5 * config.model.hidden**2 / axes["model"], _width(precision)
     together = config.batch_size / (axes["data"] * axes["fsdp"]) / config.grad_accumulation
@@ -283,15 +295,15 @@ def time_loop(config: Config, chip: Chip, axes: dict[str, int], precision: str) 
     )
 
 
-def _width(precision):
+def _width(precision: Precision) -> int:
     return 2 if precision == "bfloat16" else 4
 
 
-def _rate(chip, precision):
+def _rate(chip: Chip, precision: Precision) -> float:
     return OF_PEAK * chip.flops * (1 if precision == "bfloat16" else 0.5)
 
 
-def seconds_by_part(config: Config, chip: Chip, axes: dict[str, int], precision: str) -> dict[str, float]:
+def seconds_by_part(config: Config, chip: Chip, axes: dict[str, int], precision: Precision) -> dict[str, float]:
     """Seconds of one update, part by part.
 
     Products run at OF_PEAK of the chip's rate, but a step of the time loop, forward or backward, not faster than its
@@ -318,12 +330,12 @@ def seconds_by_part(config: Config, chip: Chip, axes: dict[str, int], precision:
 
 
 def largest(
-    config: Config, chip: Chip, mesh, precision: str, progress: Callable[[str], None] = lambda line: None
+    config: Config, chip: Chip, mesh: Mesh, precision: Precision, progress: Callable[[str], None] = lambda line: None
 ) -> int:
     """The most units, in steps of 128, with which an update fits; found by compiling it."""
     step = math.lcm(128, mesh.shape["fsdp"] * mesh.shape["model"])
 
-    def need(units):
+    def need(units: int) -> float:
         trial = replace(config, model=replace(config.model, hidden=units * step))
         size = peak_bytes(compile_update(trial, mesh, precision))
         progress(f"  {units * step:,} units: {'too much' if size > chip.memory else f'{size / 2**30:.1f} GiB'}")
@@ -342,7 +354,7 @@ def largest(
     return fits * step
 
 
-def _epoch(config):
+def _epoch(config: Config) -> tuple[float, str]:
     """The bytes of one epoch, and whose they are: the prepared folder's, or where there is none, the paper's."""
     if (Path(config.data) / "manifest.json").is_file():
         from mlstm_jax.corpus import shards

@@ -8,7 +8,7 @@ from mlstm_jax.hardware import CHIPS
 # Hardware that is not there
 
 
-def _devices(topology, name):
+def _devices(topology: str, name: str):
     """The devices of a topology, as the compiler knows them. Call it before anything else of jax."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:
@@ -20,7 +20,7 @@ def _devices(topology, name):
         raise UserError(f"`plan` {topology}: it cannot be compiled for here: {line}") from None
 
 
-def _tpus(topology):
+def _tpus(topology: str):
     sizes = [int(size) for size in topology.lower().partition(":")[2].split("x") if size.isdecimal()]
     if not sizes:
         raise UserError(f"`plan` {topology}: name the topology too, as {topology.partition(':')[0]}:2x4")
@@ -32,7 +32,7 @@ def _tpus(topology):
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise UserError(f"`plan` {topology} takes libtpu, on Linux: pip install 'mlstm-jax[tpu]'") from None
     from jax.experimental import topologies
@@ -52,12 +52,12 @@ GPUS = {
 }
 
 
-def _gpus(topology, name):
+def _gpus(topology: str, name: str):
     if topology.lower() != name:
         raise UserError(f"`plan` {topology}: one GPU is planned for, as {name}")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     try:
-        import jax_plugins.xla_cuda13  # noqa: F401
+        import jax_plugins.xla_cuda13  # noqa: F401  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise UserError(f"`plan` {topology} takes jax's CUDA plugin, on Linux: pip install 'mlstm-jax[cuda]'") from None
     import jax
