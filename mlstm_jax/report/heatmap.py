@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page, plots
 from mlstm_jax.text import frame, printable, to_bytes, to_text
+
+if TYPE_CHECKING:
+    from mlstm_jax.inference.language_model import LanguageModel
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
@@ -42,7 +45,7 @@ class Scale(NamedTuple):
 
 
 def read(
-    model: Any, texts: Sequence[str], unit: int | None = None, task: str | None = None
+    model: "LanguageModel", texts: Sequence[str], unit: int | None = None, task: str | None = None
 ) -> tuple[list[list[Span]], Scale, str]:
     """The spans of each text under a LanguageModel, their scale, and what they are in words.
 
@@ -57,14 +60,15 @@ def read(
         if unit is None:
             raise
         record = None
-    known = record is not None and unit in (None, record.unit)
-    unit, feature = (record.unit, record.feature) if known else (unit, "cell")
+    if record and unit not in (None, record.unit):
+        record = None  # it tells nothing of this unit
+    unit, feature = (record.unit, record.feature) if record else (unit, "cell")
     model.require_unit(unit)
     values = [np.asarray(model.trace(text, feature)[:, unit], np.float64) for text in texts]
     # The two bytes before a text are its frame's; the one after it is where a text is judged.
     shown = [spans(frame(text), of_text)[2:] for text, of_text in zip(texts, values, strict=True)]
     name = f"Unit {unit}, {feature.replace('_', ' of the ')} state"
-    if known:
+    if record:
         scale = Scale((record.mean_negative + record.mean_positive) / 2, DEVIATIONS * record.sign * record.deviation)
         middle = f"the midpoint of the class means of {record.task}"
     else:
@@ -156,7 +160,7 @@ def terminal(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns:
     return "\n".join(_line(row, scale) for row in lines) + f"\n{printable(about)}"
 
 
-def _line(row, scale):
+def _line(row: Sequence[Span], scale: Scale) -> str:
     """A row of the terminal; an escape sequence for every change of colour, and the terminal's own at the end."""
     pieces = ((c, "".join(s.character for s in part)) for c, part in groupby(row, lambda s: colour(s.value, scale)))
     line = "".join(f"\x1b[38;2;0;0;0;48;2;{r};{g};{b}m{piece.expandtabs(1)}" for (r, g, b), piece in pieces)
@@ -173,18 +177,18 @@ def plain(texts: Sequence[Sequence[Span]], scale: Scale, about: str, columns: in
     return "\n".join([*lines, f"{key}; n and p lie between", printable(about)])
 
 
-def _lines(texts, columns):
+def _lines(texts: Sequence[Sequence[Span]], columns: int) -> list[list[Span]]:
     """All texts in lines, an empty one after each."""
     return [row for text in texts for row in [*rows(text, columns), []]]
 
 
-def _key(scale):
+def _key(scale: Scale) -> list[tuple[str, float]]:
     """The legend's three words, and the values whose colours they have."""
     values = scale.mid - scale.reach, scale.mid, scale.mid + scale.reach
     return [(f"{name} {value:.3g}", value) for name, value in zip(scale.names, values, strict=True)]
 
 
-def _legend(scale):
+def _legend(scale: Scale) -> list[Span]:
     """The same as a line of spans."""
     return [Span(c, b"", 0, value) for words, value in _key(scale) for c in f" {words} "]
 
@@ -205,7 +209,7 @@ def png(texts: Sequence[Sequence[Span]], scale: Scale, about: str, path: Path, c
         raise UserError(f"{path} cannot be drawn: {plots.reason(error)}; name a file .html") from None
 
 
-def _draw(lines, scale, about, path, columns):
+def _draw(lines: list[list[Span]], scale: Scale, about: str, path: Path, columns: int) -> Path:
     plots.import_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
@@ -232,7 +236,7 @@ def _draw(lines, scale, about, path, columns):
     return path
 
 
-def _cells(row):
+def _cells(row: Sequence[Span]) -> list[tuple[str, int, float]]:
     """The characters of a row that take room, composed with the marks that follow them, their widths and values."""
     cells = []
     for span in row:

@@ -8,13 +8,17 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Integer, Real
 
 from mlstm_jax.disk import atomic
 from mlstm_jax.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -76,8 +80,14 @@ def histogram(
     bins = np.histogram_bin_edges(values, min(60, max(10, round(2 * len(values) ** 0.5))))
     for label, name, colour in ((0, "negative", ORANGE), (1, "positive", BLUE)):
         of_label = values[labels == label]
-        shape = dict(histtype="stepfilled", facecolor=(colour, 0.45), edgecolor=colour)  # outlines tell them apart
-        axes.hist(of_label, bins, label=f"{name} ({len(of_label):,})", **shape)
+        axes.hist(
+            of_label,
+            bins.tolist(),
+            label=f"{name} ({len(of_label):,})",
+            histtype="stepfilled",
+            facecolor=(colour, 0.45),
+            edgecolor=colour,  # outlines tell them apart
+        )
     if threshold is not None:
         axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.3g}")
     axes.legend(frameon=False)
@@ -142,7 +152,7 @@ def label_efficiency(
     figure, (axes,) = _figure(title, "labelled texts, log scale (shaded: ± one deviation)", "test accuracy")
     ends = [(accuracy, name, GREY) for name, accuracy in published.items()]
     for name, rows, colour, marker in (("all units", rows_all, BLUE, "o"), ("the unit", rows_unit, ORANGE, "s")):
-        labels, mean, deviation = np.array(sorted(rows), np.float64).reshape(-1, 3).T
+        labels, mean, deviation = np.array(sorted(rows, key=tuple), np.float64).reshape(-1, 3).T
         _band(axes, labels, (mean, mean - deviation, mean + deviation), colour, marker)
         ends += [(float(last), name, colour) for last in mean[-1:]]
     axes.set_xscale("log")
@@ -153,11 +163,21 @@ def label_efficiency(
     ends.sort()
     low, high = axes.get_ylim()
     places = _apart([accuracy for accuracy, _, _ in ends], 0.055 * (high - low))
-    beside = dict(xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(), va="center")
+    across = axes.get_yaxis_transform()
     for (accuracy, name, colour), place in zip(ends, places, strict=True):
         line = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
         text = f"{name} {accuracy:.1%}"
-        axes.annotate(text, (1, accuracy), (1.03, place), color=colour, fontsize=9, arrowprops=line, **beside)
+        axes.annotate(
+            text,
+            (1, accuracy),
+            (1.03, place),
+            xycoords=across,
+            textcoords=across,
+            arrowprops=line,
+            color=colour,
+            fontsize=9,
+            va="center",
+        )
     return _save(figure, path)
 
 
@@ -180,7 +200,8 @@ def over_training(
     )
     _whole(below)
     known = ~np.isnan(bits_per_byte)
-    _band(above, updates[known], (bits_per_byte[known],) * 3, BLUE)
+    scored = bits_per_byte[known]
+    _band(above, updates[known], (scored, scored, scored), BLUE)
     _band(below, updates, (accuracy, low, high), ORANGE, "s")
     _percent(below)
     return _save(figure, path)
@@ -199,7 +220,7 @@ def clamp_effect(ks: Real[np.ndarray, "n"], scores: Mapping[str, Band], bits: Ba
     return _save(figure, path)
 
 
-def _band(axes, x, band, colour, marker="o"):
+def _band(axes: "Axes", x: Real[np.ndarray, "n"], band: Band, colour: str, marker: str = "o") -> None:
     """A line with points; its intervals are shaded, and drawn at every point: one alone has no area."""
     mean, low, high = band
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -210,7 +231,7 @@ def _band(axes, x, band, colour, marker="o"):
 def _apart(places: Sequence[float], gap: float) -> list[float]:
     """Rising places moved up and down to lie at least `gap` apart."""
 
-    def pushed(places):
+    def pushed(places: Sequence[float]) -> list[float]:
         moved = []
         for place in places:
             moved.append(max(place, moved[-1] + gap) if moved else place)
@@ -223,7 +244,8 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
 
 def _series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     rows = [(row["update"], row[key]) for row in metrics if row.get(key) is not None]
-    return tuple(np.array(rows, np.float64).reshape(-1, 2).T)
+    updates, values = np.array(rows, np.float64).reshape(-1, 2).T
+    return updates, values
 
 
 def _smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -234,13 +256,15 @@ def _smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (total[last] - total[first]) / (last - first)
 
 
-def _figure(title: str, x: str, *ys: str):
+def _figure(title: str, x: str, *ys: str) -> tuple["Figure", list["Axes"]]:
     """A figure, and a panel for every y, one below the other; x is the same for all."""
     import_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window, no state between pictures
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(8, max(4.5, 1.8 * len(ys))), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(
+        figsize=(8, max(4.5, 1.8 * len(ys))), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    )
     panels = figure.subplots(len(ys), sharex=True, squeeze=False)[:, 0]
     for panel, y in zip(panels, ys, strict=True):
         panel.set_ylabel(y, parse_math=False)
@@ -250,21 +274,21 @@ def _figure(title: str, x: str, *ys: str):
     panels[0].set_title(textwrap.fill(title, 80), parse_math=False)  # a name may be long, and hold a $
     panels[-1].set_xlabel(x)
     figure.align_ylabels(panels)
-    return figure, panels
+    return figure, list(panels)
 
 
-def _whole(axes):
+def _whole(axes: "Axes") -> None:
     """Whole numbers along x, in full."""
     axes.locator_params(axis="x", integer=True)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
 
-def _percent(axes):
+def _percent(axes: "Axes") -> None:
     """Fractions along y, as per cent."""
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: "Figure", path: Path) -> Path:
     with atomic(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in a name is no reason for a warning
         figure.savefig(file, format="png")

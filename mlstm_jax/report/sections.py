@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -13,15 +13,16 @@ from jaxtyping import Bool
 
 from mlstm_jax.disk import atomic
 from mlstm_jax.inference.encode import Feature
+from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.report import heatmap, html_page, plots
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
-from mlstm_jax.sentiment.evaluation import Found
+from mlstm_jax.sentiment.evaluation import Found, Model
 from mlstm_jax.tasks import Folds, Task
 from mlstm_jax.text import log, printable, to_bytes
 from mlstm_jax.text import show as show_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
-NAMES = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
+NAMES: dict[Feature, str] = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
 SHORT = 1000  # characters of a text that is shown byte by byte
 INTERVAL = "In brackets: 95 % intervals, from resampled test texts."
 
@@ -49,7 +50,7 @@ def drawn(*pictures: tuple[Callable[[], Path], str]) -> list[tuple[Path, str]]:
     return [(path, caption) for path, caption in attempts if path]
 
 
-def the_unit(model: Any, found: Found, majority: float, folder: Path) -> Section:
+def the_unit(model: Model, found: Found, majority: float, folder: Path) -> Section:
     """What was found in one table, a histogram of the unit by label (figure 3 of the paper), the probe's weights."""
     record, test = found.record, found.test
     update = "" if record.update is None else f", update {record.update:,}"
@@ -85,7 +86,7 @@ def rankings(found: Found, most: int = 5) -> Section:
     return Section("Three rankings", words, list(zip(*columns, strict=True)), tuple(ranked))
 
 
-def doubts(model: Any, task: Task, found: Found) -> list[Section]:
+def doubts(model: Model, task: Task, found: Found) -> list[Section]:
     """What speaks against the unit: random units, probes without it, other endings of a text, other features."""
     record, splits = found.record, (found.train, found.dev, found.test)
     others = len(record.coefficients) - 1
@@ -148,7 +149,7 @@ def label_efficiency(found: Found, folder: Path) -> Section:
     return Section("Label efficiency", words, rows, ("labelled texts", "all units", "unit alone"), drawn((draw, title)))
 
 
-def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> Section:
+def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) -> Section:
     """The unit at every checkpoint that the run has kept."""
     checkpoints = evaluation.over_training(model, task, record)
     columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
@@ -161,19 +162,24 @@ def over_training(model: Any, task: Task, record: UnitRecord, folder: Path) -> S
     return Section("The unit over training", words, rows, header, drawn((draw, title)))
 
 
-def effect(model: Any, record: UnitRecord, folder: Path, num: int, length: int) -> Section:
+def band(estimates: Sequence[clamp_effect.Estimate]) -> plots.Band:
+    """Estimates as arrays, for a picture."""
+    mean, low, high = (np.array(column) for column in zip(*estimates, strict=True))
+    return mean, low, high
+
+
+def effect(model: LanguageModel, record: UnitRecord, folder: Path, num: int, length: int) -> Section:
     """What others think of what the model writes with the unit held."""
     measured = clamp_effect.measure(
         model, record, num=num, length=length, scorers=clamp_effect.available(), show_progress=True
     )
-    columns = lambda estimates: tuple(np.array(column) for column in zip(*estimates, strict=True))
     names = list(measured[0].scores)
     title = f"Samples with unit {record.unit} held"
     draw = partial(
         plots.clamp_effect,
         np.array([row.k for row in measured]),
-        {name: columns([row.scores[name] for row in measured]) for name in names},
-        columns([row.bits_per_byte for row in measured]),
+        {name: band([row.scores[name] for row in measured]) for name in names},
+        band([row.bits_per_byte for row in measured]),
         folder / "clamp_effect.png",
         title,
     )
@@ -192,7 +198,7 @@ def effect(model: Any, record: UnitRecord, folder: Path, num: int, length: int) 
     )
 
 
-def read(model: Any, task: Task, found: Found, most: int = 3) -> Section:
+def read(model: LanguageModel, task: Task, found: Found, most: int = 3) -> Section:
     """Test texts byte by byte: those in which the unit is highest and lowest."""
     order = np.argsort(found.record.sign * found.test.x[:, found.record.unit], kind="stable")
     short = [task.test.texts[i] for i in order if len(task.test.texts[i]) <= SHORT]
@@ -205,7 +211,7 @@ def read(model: Any, task: Task, found: Found, most: int = 3) -> Section:
     return Section("The unit byte by byte", words, heat=[heatmap.html(spans, scale, about)])
 
 
-def reproduce(model: Any, command: str) -> Section:
+def reproduce(model: Model, command: str) -> Section:
     """How to come by all this again."""
     packages = ("jax", "numpy", "scikit-learn")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
@@ -218,7 +224,7 @@ def reproduce(model: Any, command: str) -> Section:
     return Section("How to reproduce", "", rows)
 
 
-def in_folds(model: Any, folds: Folds, feature: Feature) -> tuple[Section, dict[str, Any]]:
+def in_folds(model: Model, folds: Folds, feature: Feature) -> tuple[Section, dict[str, Any]]:
     """A cross-validation as a table, and as numbers."""
     done = evaluation.cross_validate(model, folds, feature)
     units = ", ".join(f"{unit} ({times} of {len(done.units)})" for unit, times in Counter(done.units).most_common(5))
@@ -246,7 +252,7 @@ def in_folds(model: Any, folds: Folds, feature: Feature) -> tuple[Section, dict[
     return Section("Ten folds", words, rows), {"task": folds.name, "note": folds.note, "feature": feature} | numbers
 
 
-def of_classes(model: Any, task: Task, feature: Feature) -> tuple[Section, dict[str, Any]]:
+def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dict[str, Any]]:
     """A task of more than two classes as a table, and as numbers."""
     done = evaluation.classify(model, task, feature)
     bits = probe.mutual_information(*done.train)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jaxtyping import Float
 
 from mlstm_jax import unit_record
 from mlstm_jax.errors import UserError
+from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
+from mlstm_jax.tasks import Task, packaged_task
 from mlstm_jax.text import log, to_bytes
 from mlstm_jax.training.updates import LOG2
 from mlstm_jax.unit_record import UnitRecord
@@ -46,7 +48,7 @@ class Row(NamedTuple):
 
 
 def measure(
-    model: Any,
+    model: LanguageModel,
     record: UnitRecord,
     deviations: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
     num: int = 64,
@@ -58,9 +60,8 @@ def measure(
 ) -> list[Row]:
     """A row for every k of `deviations`: `num` samples of `length` bytes with the record's unit held there, judged.
 
-    `model` is a LanguageModel, and `scorers` are `available()` by default. All rows draw with the same keys, so that
-    they differ by the clamp alone. Raises UserError for a record of other weights or of another feature than the cell,
-    and where `length` is 0.
+    `scorers` are `available()` by default. All rows draw with the same keys, so that they differ by the clamp alone.
+    Raises UserError for a record of other weights or of another feature than the cell, and where `length` is 0.
     """
     if record.digest != model.digest:
         raise unit_record.other_weights(record, model.path)
@@ -73,7 +74,7 @@ def measure(
         for k, value in zip(deviations, values, strict=True):
             written = [bytearray() for _ in range(num)]
 
-            def on_bytes(sample, piece, written=written):
+            def on_bytes(sample: int, piece: bytes, written: list[bytearray] = written) -> None:
                 written[sample].extend(piece)
                 done(len(piece))
 
@@ -98,7 +99,7 @@ def monotone(rows: list[Row]) -> dict[str, float]:
     """
     from scipy.stats import rankdata  # late: it is slow to import
 
-    def correlation(scores):
+    def correlation(scores: list[float]) -> float:
         a, b = (ranks - ranks.mean() for ranks in map(rankdata, ([row.k for row in rows], scores)))
         scale = np.sqrt((a @ a) * (b @ b))
         return float(a @ b / scale) if scale else 0.0
@@ -114,7 +115,7 @@ def _bits(weights, data, state):
     return -jnp.take_along_axis(log_probs, data[:, 1:, None].astype(jnp.int32), axis=2)[..., 0] / LOG2, state
 
 
-def bits_per_byte(model: Any, start: bytes, texts: list[bytes]) -> Float[np.ndarray, "n"]:
+def bits_per_byte(model: LanguageModel, start: bytes, texts: list[bytes]) -> Float[np.ndarray, "n"]:
     """Mean bits that the bytes of each text cost after `start`, with no unit held; any lengths, batched.
 
     Raises UserError for an empty start and an empty text.
@@ -150,20 +151,18 @@ def vader() -> Scorer:
     return lambda texts: np.array([score(text)["compound"] for text in texts], np.float64)
 
 
-def bag_of_words(task: Any = None) -> tuple[Scorer, float]:
+def bag_of_words(task: Task | None = None) -> tuple[Scorer, float]:
     """P(positive) of a logistic regression on words and pairs of words (TF-IDF), and its accuracy on the test texts.
 
     Trained on the training texts of `task` (by default the packaged IMDB reviews). Raises UserError where scikit-learn
     or the packaged reviews are not installed.
     """
-    from mlstm_jax import tasks
-
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise UserError("the bag-of-words scorer needs scikit-learn: pip install 'scikit-learn>=1.8'") from None
-    task = tasks.load("imdb") if task is None else task
+    task = packaged_task("imdb") if task is None else task
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min(5, 1 + len(task.train.texts) // 1000))
     regression = LogisticRegression(C=10, max_iter=1000).fit(words.fit_transform(task.train.texts), task.train.labels)
     scorer = lambda texts: regression.predict_proba(words.transform(texts))[:, 1]
@@ -172,13 +171,14 @@ def bag_of_words(task: Any = None) -> tuple[Scorer, float]:
 
 def available() -> dict[str, Scorer]:
     """The scorers that can be had here, by name. One that lacks its package or its reviews is left out with a line."""
-    found = {}
-    for name, make in (("VADER", vader), ("bag of words", bag_of_words)):
-        try:
-            found[name] = make()
-        except UserError as error:
-            log(f"not judged by {name}: {error}", sys.stderr)
-    if "bag of words" in found:
-        found["bag of words"], accuracy = found["bag of words"]
+    found: dict[str, Scorer] = {}
+    try:
+        found["VADER"] = vader()
+    except UserError as error:
+        log(f"not judged by VADER: {error}", sys.stderr)
+    try:
+        found["bag of words"], accuracy = bag_of_words()
         log(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
+    except UserError as error:
+        log(f"not judged by bag of words: {error}", sys.stderr)
     return found

@@ -27,7 +27,7 @@ def random_units(
     return np.array([_right_on(train, dev, test, units).mean() for units in drawn])
 
 
-def _right_on(train, dev, test, units):
+def _right_on(train: Examples, dev: Examples, test: Examples, units: Integer[np.ndarray, "k"]) -> Bool[np.ndarray, "n"]:
     x, dev_x, test_x = (examples.x[:, units] for examples in (train, dev, test))
     return probe.right(probe.fit(x, train.y, dev_x, dev.y), test_x, test.y)
 

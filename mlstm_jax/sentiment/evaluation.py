@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import io
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from mlstm_jax import progress
+from mlstm_jax.config import Precision
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
@@ -22,6 +24,29 @@ from mlstm_jax.tasks import Folds, Task
 from mlstm_jax.tasks.sets import FOLDS
 from mlstm_jax.text import frame
 from mlstm_jax.unit_record import UnitRecord
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What an evaluation needs of a LanguageModel."""
+
+    path: Path
+    hidden: int
+    digest: str
+    update: int | None
+    validation_bits_per_byte: float | None
+    precision: Precision
+
+    @property
+    def kept(self) -> Run:
+        """The folder for what is kept of it."""
+        ...
+
+    def encode(
+        self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
+    ) -> Float[np.ndarray, "n hidden"]:
+        """The feature after each text's last byte."""
+        ...
 
 
 class Found(NamedTuple):
@@ -38,7 +63,7 @@ class Found(NamedTuple):
     """Which the unit does."""
 
 
-def find(model: Any, task: Task, feature: Feature) -> Found:
+def find(model: Model, task: Task, feature: Feature) -> Found:
     """The unit of a LanguageModel that tells a task's two classes apart.
 
     Every choice is made on train and dev; test labels enter what is right only.
@@ -89,7 +114,7 @@ class Folded(NamedTuple):
     units: list[int]
 
 
-def cross_validate(model: Any, folds: Folds, feature: Feature) -> Folded:
+def cross_validate(model: Model, folds: Folds, feature: Feature) -> Folded:
     """Every fold tested once: C is chosen on the next fold, all else on the other eight (section 4.1 of the paper)."""
     x, y = features(model, folds.all.texts, feature), folds.all.labels
     done = Folded(np.zeros(len(y), bool), np.zeros(len(y), bool), [], [])
@@ -115,7 +140,7 @@ class Classified(NamedTuple):
     train: Examples
 
 
-def classify(model: Any, task: Task, feature: Feature) -> Classified:
+def classify(model: Model, task: Task, feature: Feature) -> Classified:
     """A task of more than two classes: no one unit is looked for, as a unit has two sides."""
     train, dev, test = (
         Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
@@ -124,7 +149,7 @@ def classify(model: Any, task: Task, feature: Feature) -> Classified:
     return Classified(probes, probe.right_class(probes, *test), train)
 
 
-def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Float[np.ndarray, "n hidden"]:
+def features(model: Model, texts: Sequence[str | bytes], feature: Feature) -> Float[np.ndarray, "n hidden"]:
     """`model.encode(texts)`, kept on disk by the weights' digest, the precision, the feature and the bytes read."""
     key = hashlib.sha256()
     read = [text if isinstance(text, bytes) else frame(text) for text in texts]
@@ -133,7 +158,7 @@ def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Floa
     path = model.kept.features / f"{key.hexdigest()[:32]}.npy"
     with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
         kept = np.memmap(path, np.uint8, "r")
-        if hashlib.sha256(kept[:-32]).digest() == bytes(kept[-32:]):
+        if hashlib.sha256(kept[:-32].data).digest() == bytes(kept[-32:]):
             return np.load(path)
     encoded = model.encode(texts, feature=feature, show_progress=True)
     with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
@@ -144,7 +169,7 @@ def features(model: Any, texts: Sequence[str | bytes], feature: Feature) -> Floa
 
 
 # How a framed text, "\n TEXT ", may end. The unit is read after the last byte, so that this should not matter.
-ENDINGS = {
+ENDINGS: dict[str, Callable[[bytes], bytes]] = {
     "as trained": lambda framed: framed,
     "a space less": lambda framed: framed[:-1],
     "a space more": lambda framed: framed + b" ",
@@ -163,7 +188,7 @@ class Ending(NamedTuple):
     """Mean change of the unit's value, in its deviations."""
 
 
-def endings(model: Any, task: Task, found: Found) -> list[Ending]:
+def endings(model: Model, task: Task, found: Found) -> list[Ending]:
     """The probe and the unit on the test texts, ended in other ways (Donnelly and Roegiest 2019)."""
     record, rows = found.record, []
     before = found.test.x[:, record.unit].astype(np.float64).mean()
@@ -187,7 +212,7 @@ class Checkpoint(NamedTuple):
     high: float
 
 
-def over_training(model: Any, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
+def over_training(model: Model, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
     """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.

@@ -6,7 +6,7 @@ everything else on the training split. Test labels enter accuracies only. numpy 
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -77,7 +77,8 @@ def fit_each(examples: Examples, wanted: Sequence[tuple[Integer[np.ndarray, "_"]
         raise UserError(MISSING) from None
     # Processes, not threads: liblinear's random state is one for the whole process.
     jobs = -1 if examples.x.size * len(wanted) > LARGE else 1
-    yield from Parallel(jobs, return_as="generator")(delayed(_fit)(*examples, *one) for one in wanted)
+    fits = Parallel(jobs, return_as="generator")(delayed(_fit)(*examples, *one) for one in wanted)
+    yield from cast(Iterator[Probe], fits)  # joblib has no types
 
 
 def fit_classes(train: Examples, dev: Examples) -> list[Probe]:
@@ -102,7 +103,9 @@ def right_class(
     return np.argmax([x @ probe.coefficients + probe.intercept for probe in probes], axis=0) == y
 
 
-def _fit(x, y, rows, c) -> Probe:
+def _fit(
+    x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], rows: Integer[np.ndarray, "_"] | None, c: float
+) -> Probe:
     x, y = (x, y) if rows is None else (x[rows], y[rows])
     model = _regress(x, y, l1_ratio=1.0, solver="liblinear", C=c, random_state=42)
     return Probe(c, model.coef_[0], float(model.intercept_[0]), bool(model.n_iter_.max() < model.max_iter))
@@ -217,7 +220,9 @@ def best_threshold(values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "
     return float(sign * thresholds[np.argmax(right)])
 
 
-def _right_by_threshold(v, labels):
+def _right_by_threshold(
+    v: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "n_plus_one"], Integer[np.ndarray, "n_plus_one"]]:
     """All thresholds that a unit might have, and how many texts each labels rightly, -1 where it parts equal values."""
     order = np.argsort(v)
     v, positive = v[order], labels[order] == 1
@@ -253,7 +258,7 @@ def _one_unit_logistic(values: Float[np.ndarray, "n"], labels: Integer[np.ndarra
     return a, float(model.intercept_[0] - a * mean)
 
 
-def _regress(x: Float[np.ndarray, "n k"], y: Integer[np.ndarray, "n"], **options: Any):
+def _regress(x: Float[np.ndarray, "n k"], y: Integer[np.ndarray, "n"], **options: Any) -> Any:
     """scikit-learn's logistic regression, without its warnings: `fit` reports convergence in the probe instead."""
     try:
         from sklearn.exceptions import ConvergenceWarning

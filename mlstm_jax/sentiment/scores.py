@@ -1,13 +1,16 @@
 """The value of the sentiment unit after each of many reviews, and the sentiment that it predicts."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from mlstm_jax.errors import UserError
 from mlstm_jax.unit_record import UnitRecord
+
+if TYPE_CHECKING:
+    from mlstm_jax.inference.language_model import LanguageModel
 
 
 class Review(NamedTuple):
@@ -37,7 +40,7 @@ def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Rev
 
 
 def read(
-    model: Any, group: list[Review], record: UnitRecord, done: Callable[[float], None] = lambda share: None
+    model: "LanguageModel", group: list[Review], record: UnitRecord, done: Callable[[float], None] = lambda share: None
 ) -> Float[np.ndarray, "n"]:
     """The unit's value after the last byte of every review, float64; NaN where there is nothing to read.
 
