@@ -53,7 +53,7 @@ def load_file(path: str | Path) -> Config:
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 
 
-def _complaint(path, error):
+def _complaint(path: Path, error: BaseException) -> str:
     """One line on a config file that fails: where, and why."""
     if isinstance(error, SyntaxError):
         return f"{path}, line {error.lineno or 1}: {error.msg}"
@@ -79,7 +79,7 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
     known.add_argument("--run-dir", "--run_dir", dest="run_dir")
     named, _ = known.parse_known_args(args)
     default = load_file(find_config(named.config or QUICKSTART))
-    run_dir = default.run_dir if named.run_dir in (None, "None") else named.run_dir
+    run_dir = str(default.run_dir if named.run_dir in (None, "None") else named.run_dir)
     old = stored(Run(Path(run_dir)))
     source = named.config or QUICKSTART
     if old and not named.config:

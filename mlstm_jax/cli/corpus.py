@@ -5,7 +5,7 @@ mlstm corpus reviews.json.gz --out data/amazon --shards 1000
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +73,9 @@ def run(args: list[str]) -> None:
     tyro.cli(main, prog="mlstm corpus", args=args)
 
 
-def _spread(workers, runner, runner_options, out):
+def _spread(
+    workers: int | None, runner: str | None, runner_options: tuple[str, ...], out: Path
+) -> AbstractContextManager[prepare.Spread]:
     if not runner:
         return prepare.processes((os.cpu_count() or 1) if workers is None else workers)
     try:

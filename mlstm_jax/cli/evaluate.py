@@ -14,9 +14,11 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import program
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import log
+from mlstm_jax.unit_record import UnitRecord
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
@@ -72,7 +74,6 @@ def main(
     if page is not None and page.exists():
         raise UserError(f"{page} is there already; name another folder with --report")
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
-        from mlstm_jax import tasks, unit_record
         from mlstm_jax.inference import language_model
         from mlstm_jax.report import sections
         from mlstm_jax.sentiment import evaluation  # late, as they import jax: --help stays quick
@@ -84,8 +85,10 @@ def main(
             further = controls or label_efficiency or over_training or clamp_effect or report
             if further:
                 raise UserError(f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
-            describe = sections.in_folds if isinstance(texts, tasks.Folds) else sections.of_classes
-            part, numbers = describe(model, texts, feature)
+            if isinstance(texts, tasks.Folds):
+                part, numbers = sections.in_folds(model, texts, feature)
+            else:
+                part, numbers = sections.of_classes(model, texts, feature)
             sections.show(part)
         else:
             found = evaluation.find(model, texts, feature)
@@ -95,7 +98,7 @@ def main(
             majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
             parts = []
 
-            def add(*new):
+            def add(*new: sections.Section) -> None:
                 for part in new:
                     sections.show(part)
                 parts.extend(new)
@@ -116,7 +119,7 @@ def main(
                     sections.reproduce(model, program.command("eval", *sys.argv[1:])),
                 ]
                 log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
-            advise(model, record)
+            advise(model.path, model.hidden, record)
             numbers = unit_record.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
             numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
             numbers |= {"record": str(saved), "report": page and str(page)}
@@ -131,10 +134,15 @@ def run(args: list[str]) -> None:
     tyro.cli(main, prog="mlstm eval", args=args)
 
 
-def labelled(task, data, text_key, label_key, positive, negative):
+def labelled(
+    task: str,
+    data: Path | None,
+    text_key: str | None,
+    label_key: str | None,
+    positive: str | None,
+    negative: str | None,
+) -> tasks.Task | tasks.Folds:
     """The labelled texts of a name or a file."""
-    from mlstm_jax import tasks
-
     if task in tasks.NAMES:
         options = {"text-key": text_key, "label-key": label_key, "positive": positive, "negative": negative}
         named = [f"--{name}" for name, value in options.items() if value is not None]
@@ -147,12 +155,12 @@ def labelled(task, data, text_key, label_key, positive, negative):
     return tasks.from_file(task, text_key, label_key, *sides)
 
 
-def advise(model, record) -> None:
+def advise(path: Path, hidden: int, record: UnitRecord) -> None:
     """Say what to make of it, and the command to try next."""
-    if model.hidden < ENOUGH_UNITS:
-        log(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+    if hidden < ENOUGH_UNITS:
+        log(f"A model of {hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     if record.feature == "cell":
-        log(f"Next: {program.command('sample', model.path, sentiment='+2')}")
+        log(f"Next: {program.command('sample', path, sentiment='+2')}")
     else:
-        again = program.command("eval", model.path, task=record.task, feature="cell")
+        again = program.command("eval", path, task=record.task, feature="cell")
         log(f"Next: {again} (only a cell state can be held)")

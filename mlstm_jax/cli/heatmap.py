@@ -43,7 +43,7 @@ def main(
         raise UserError(f"--out takes a file .html or .png, not {out}")
     if out is not None and out.exists():
         raise UserError(f"{out} is there already; name another file with --out")
-    texts = [to_text(sys.stdin.buffer.read()) if text == "-" else text for text in texts]
+    texts = tuple(to_text(sys.stdin.buffer.read()) if text == "-" else text for text in texts)
     from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
 
     shown, scale, about = read(language_model.load(run), texts, unit, task)

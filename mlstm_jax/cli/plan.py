@@ -36,7 +36,7 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"the most units that fit: {plan.largest_hidden:,}"
 
 
-def _memory(plan):
+def _memory(plan: Plan) -> Iterator[str]:
     gib = lambda size: f"{size / 2**30:.2f} GiB"
     advice = (
         "it fits"
@@ -54,7 +54,7 @@ def _memory(plan):
     yield f"{advice}: {plan.memory_used:.0%} of a chip's memory"
 
 
-def _program(plan):
+def _program(plan: Plan) -> Iterator[str]:
     """The collectives, and what a step of the time loops does."""
     if plan.collectives is None:
         yield "collectives: this libtpu is newer than jax, so that the program cannot be read; pip install 'jax[tpu]'"
@@ -69,7 +69,7 @@ def _program(plan):
         listed = "; ".join(counted(what, found[what]) for what in ranked[:6])
         more = f" and {len(ranked) - 6} smaller ones" if len(ranked) > 6 else ""
         yield f"collectives {where}: {listed or 'none'}{more}"
-    for loop in plan.time_loops:
+    for loop in plan.time_loops or ():
         way, ranked = "backward" if loop.backward else "forward", by_size(loop.written)
         listed = ", ".join(f"{loop.written[what]} x {what}" for what in ranked)
         yield f"a byte {way}: {loop.products} products, {loop.others} other kernels, which write {listed}"
@@ -77,7 +77,7 @@ def _program(plan):
         yield "warning: that is a weight's size at every byte" if large else "none is of a weight's size"
 
 
-def _speed(plan: Plan, estimate: Estimate):
+def _speed(plan: Plan, estimate: Estimate) -> Iterator[str]:
     parts = ((name.replace("_", " "), seconds) for name, seconds in estimate.seconds_by_part.items() if seconds)
     yield "estimate of one update: " + ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in parts)
     yield f"the time loop is bound by {estimate.time_loop_bound.replace('_', ' ')}"

@@ -87,7 +87,7 @@ def command(program: str, *arguments: str | Path, **parameters: object) -> str:
     return " ".join([f"mlstm {program}" if installed else SCRIPTS[program], *map(typed, arguments), *named])
 
 
-def _flag(name):
+def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 

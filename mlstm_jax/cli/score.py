@@ -137,7 +137,7 @@ def main(
                 raise UserError(f"{source.name} has changed while it was read; remove {sink.name} and start again")
         if not total:
             raise UserError(f"{', '.join(source.name for source in found[:3])}: there is no review in it")
-        scored = total - sum(reason.count for reason in without.values())
+        scored = total - sum(reason.rows for reason in without.values())
         sink.finish({"rows": total, "scored": scored})
     log(classes, sys.stderr)
     _report(total, without, file)
@@ -285,14 +285,14 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
             file.truncate(size)
             file.seek(size)
 
-            def write(data):
+            def write(data: bytes) -> None:
                 file.write(data)
                 digest.update(data)
 
-            def known(**more):
+            def known(**more: int) -> dict[str, Any]:
                 return seal(about | {"bytes": file.tell(), "sha256": digest.hexdigest()} | more)
 
-            def finish_group(groups=1):
+            def finish_group(groups: int = 1) -> None:
                 nonlocal count
                 count += groups
                 file.flush()
@@ -300,7 +300,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 with atomic(state) as stored:
                     stored.write(dumps(known(groups=count)).encode())
 
-            def finish(counts):
+            def finish(counts: dict[str, int]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 if os.path.lexists(out):
@@ -354,10 +354,10 @@ def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -
     start_again = f"remove {part} and start again"
     try:
         stored = read_json(state, {"groups": int, "bytes": int})
-        count, finished = stored["groups"], stored["bytes"]
-        whole = is_sealed(stored) and count >= 0 and 0 <= finished <= size
     except (Damaged, FileNotFoundError):
-        whole = False
+        stored = {"groups": -1, "bytes": 0}
+    count, finished = stored["groups"], stored["bytes"]
+    whole = is_sealed(stored) and count >= 0 and 0 <= finished <= size
     if not whole:
         raise UserError(f"{state} is missing or damaged; {start_again}")
     if differs := _difference(stored, about):
@@ -377,8 +377,8 @@ def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int]:
     try:
         stored = read_json(done, known)
     except (Damaged, FileNotFoundError):
-        stored = {"checksum": ""}
-    if not is_sealed(stored):
+        stored = None
+    if stored is None or not is_sealed(stored):
         raise UserError(f"{out} exists; {otherwise}")
     if differs := _difference(stored, about):
         raise UserError(f"{out} exists, and was made {differs}; {otherwise}")
@@ -403,7 +403,7 @@ def _difference(stored: dict[str, Any], about: dict[str, Any]) -> str | None:
 class Without(NamedTuple):
     """Rows without a value for one reason: how many, where the first are, and what is wrong with the first."""
 
-    count: int
+    rows: int
     first: list[str]
     why: str
 

@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlstm_jax import signals
 from mlstm_jax.cli import arguments, program
@@ -14,6 +14,9 @@ from mlstm_jax.disk import raise_file_limit
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
 from mlstm_jax.text import log
+
+if TYPE_CHECKING:
+    from mlstm_jax.corpus.build import Data
 
 
 def run(args: list[str]) -> int:
@@ -27,6 +30,8 @@ def run(args: list[str]) -> int:
         return plan.run(config, as_json)
     if as_json:
         raise UserError("--json goes with --plan")
+    if config.run_dir is None:
+        raise UserError("a run needs a folder; name one with --run-dir")
     run = Run(Path(config.run_dir))
     check_folder(run, config, is_new=old is None)
     config = find_data(config, old)
@@ -73,7 +78,7 @@ def find_data(config: Config, old: Config | None) -> Config:
     return config
 
 
-def open_data(config: Config) -> Any:
+def open_data(config: Config) -> "Data":
     """The corpus, cut into batches. Raises UserError where there is too little of it, or nothing to verify."""
     from mlstm_jax.corpus.batches import Batches
     from mlstm_jax.corpus.build import Data, build, is_prepared
@@ -92,7 +97,7 @@ def open_data(config: Config) -> Any:
     return Data(corpus, Batches(corpus.train, config.batch_size, config.seq_length))
 
 
-def verify(data: Any) -> int:
+def verify(data: "Data") -> int:
     """Check every shard of a prepared corpus. Raises UserError for one that has changed."""
     for shard in range(len(data.corpus.train)):
         data.corpus.check(shard)
@@ -101,7 +106,7 @@ def verify(data: Any) -> int:
     return 0
 
 
-def describe_data(data: Any, config: Config) -> None:
+def describe_data(data: "Data", config: Config) -> None:
     """Print what is trained on."""
     for note in data.corpus.notes:
         log(program.flags(note), sys.stderr)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Int
 
 from mlstm_jax import config as configs
 from mlstm_jax import hardware, signals
@@ -20,6 +21,7 @@ from mlstm_jax.cli import program
 from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.corpus import batches
+from mlstm_jax.corpus.batches import Batch
 from mlstm_jax.corpus.build import Data
 from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import UserError
@@ -68,7 +70,8 @@ def prepare(config: Config, run: Run, data: Data) -> Training:
     """A training at its first update, or at the newest checkpoint's. Raises UserError where the two do not fit."""
     precision = hardware.default_precision() if config.precision == "auto" else config.precision
     mesh = sharding.make(config)
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # another CPU's programs may crash
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (set while jax runs)
+    if jax.default_backend() != "cpu" and not cache:  # another CPU's programs may crash
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     restored = checkpoint.restore(run, log, mesh)
     first = None
@@ -236,7 +239,7 @@ class Done(NamedTuple):
         return bool(self.metrics["skipped_in_a_row"])
 
 
-def take_update(training: Training, compiled: Compiled, stream: Iterator, own: Any) -> Done:
+def take_update(training: Training, compiled: Compiled, stream: Iterator[Batch], own: Int[np.ndarray, "own"]) -> Done:
     """Do one update on the next batch, and wait for it."""
     since = time.monotonic()
     rows, fresh = next(stream)
@@ -260,7 +263,7 @@ def periodic(
     """
     config, recent, warned = training.config, [], []
 
-    def log_progress():
+    def log_progress() -> None:
         if values := summarize(training, recent):
             out.training(training.update, values, whole=config.log_every)
             if training.update >= HOPELESS_AFTER and values["bits_per_byte"] > 8 and not warned:
