@@ -167,7 +167,7 @@ def rows(lines: Iterator[bytes], dialect: Dialect) -> Iterator[tuple[int, list[s
         failures = failures if again else 0
 
 
-def _reader(lines, dialect):
+def _reader(lines: Iterable[str], dialect: Dialect):
     csv.field_size_limit(2**31 - 1)  # the largest that every platform takes
     return csv.reader(
         lines,

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 
 from mlstm_jax import unit_record
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.inference.options import SamplingOptions
-from mlstm_jax.model.cell import scan, zero_state
+from mlstm_jax.model.cell import State, Weights, scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
 from mlstm_jax.tasks import Task, packaged_task
@@ -108,7 +108,9 @@ def monotone(rows: list[Row]) -> dict[str, float]:
 
 
 @jax.jit
-def _bits(weights, data, state):
+def _bits(
+    weights: Weights, data: UInt8[Array, "n bytes_and_one"], state: State
+) -> tuple[Float[Array, "n bytes"], State]:
     """The bits that each byte but the first of every row costs, and the state before the last."""
     state, hidden = scan(weights, data[:, :-1], state, emit=lambda state: state[1])
     log_probs = jax.nn.log_softmax(read_out(weights, hidden))

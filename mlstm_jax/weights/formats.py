@@ -31,9 +31,9 @@ Format = Literal["openai", "seed", "safetensors"]
 Sources = dict[str, Callable[[], Any]]  # parameter -> what reads its array, when it is called
 
 GATES = "ifou"
-OPENAI_ORDER = "embed wx wh.i wh.f wh.o wh.u wmx wmh b gx gh gmx gmh out out_b".split()
+OPENAI_ORDER: Sequence[str] = "embed wx wh.i wh.f wh.o wh.u wmx wmh b gx gh gmx gmh out out_b".split()
 # The reproduction's 27 arrays, in its order: gate h is our u.
-SEED_ORDER = (
+SEED_ORDER: Sequence[str] = (
     "embed wmx wmh wx.u wh.u b.u wx.i wh.i b.i wx.o wh.o b.o wx.f wh.f b.f "
     "gmx gmh gx.u gh.u gx.i gh.i gx.o gh.o gx.f gh.f out out_b"
 ).split()
@@ -93,7 +93,7 @@ def _sources(path: Path) -> Sources | None:
 def _openai(path: Path) -> Sources:
     """The paper's release: 15 files, the gates of wh in four."""
 
-    def get(name):
+    def get(name: str) -> np.ndarray | list[np.ndarray]:
         file = path / f"{OPENAI_ORDER.index(name)}.npy"
         if not file.is_file():
             raise UserError(f"{file.name} is missing, or is not a file")
@@ -150,31 +150,31 @@ def _pytorch(tensors: arrays.Lazy) -> Sources:
     if len(layers) >= 2:
         raise UserError(f"it has {len(layers)} layers; models of one layer are read here")
 
-    def get(name):
+    def get(name: str) -> np.ndarray:
         there = ", ".join(list(tensors)[:4]) or "no tensors"
         if name not in tensors:
             raise UserError(f"it has no {name}; there are: {there} ...")
         return tensors[name]()
 
-    def exact(name):  # for arithmetic
+    def exact(name: str) -> np.ndarray:  # for arithmetic
         return get(name).astype(np.float32, copy=False)
 
-    def direction(name):
+    def direction(name: str) -> np.ndarray:
         name = cell + names[name]
         return get(name + "_v" if name + "_v" in tensors else name).T
 
-    def gain(name):
+    def gain(name: str) -> np.ndarray:
         full = cell + names["w" + name[1:]]
         if full + "_g" in tensors:
             return get(full + "_g").reshape(-1)
         v = direction("w" + name[1:]).astype(np.float32, copy=False)
         return np.sqrt(np.einsum("ij,ij->j", v, v, dtype=np.float64))  # folded: each column's norm is its gain
 
-    def by_gate(make, name):
+    def by_gate(make: Callable[[str], Any], name: str) -> np.ndarray:
         blocks = dict(zip(gates, np.split(make(name), 4, axis=-1), strict=True))
         return np.concatenate([blocks[gate] for gate in GATES], axis=-1)
 
-    def of_bytes(name):  # the symbol before the 256 bytes, where there are 257, is padding
+    def of_bytes(name: str) -> np.ndarray:  # the symbol before the 256 bytes, where there are 257, is padding
         array = get(name)
         return array[1:] if len(array) == 257 else array
 
@@ -207,7 +207,7 @@ def _safetensors(path: Path) -> Sources:
     if header > 100_000:
         raise UserError(f"its header has {header:,} bytes")
 
-    def get(name):
+    def get(name: str) -> Any:
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
             if file.get_slice(name).get_dtype() != "BF16":
                 return file.get_tensor(name)
@@ -239,7 +239,7 @@ def _shapes(inputs: int = 256, e: int = 1, h: int = 1, outputs: int = 256) -> di
 def _read(sources: Sources, limit: float) -> Params:
     """Read every parameter and check it: there, of the shape that goes with the others, finite, in `limit` bytes."""
 
-    def get(name):
+    def get(name: str) -> np.ndarray:
         if name not in sources:
             raise UserError(f"{name} is missing")
         array = sources[name]()
