@@ -8,7 +8,7 @@ import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal
 from mlstm_jax.errors import UserError
@@ -26,7 +26,7 @@ class UnitRecord:
     task: str
     note: str
     """What the task's split is."""
-    feature: str
+    feature: Literal["cell", "tanh_cell", "hidden"]
     """"cell", "tanh_cell" or "hidden"."""
     unit: int
     sign: int

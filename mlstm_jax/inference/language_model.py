@@ -91,7 +91,7 @@ class LanguageModel:
         self.validation_bits_per_byte, self.trained_on = validation_bits_per_byte, trained_on
         self.hidden, self.inputs, self.outputs = len(params["wmh"]), len(params["embed"]), len(params["out_b"])
         self.embed = params["embed"].shape[1]
-        self.precision = precision or default_precision()
+        self.precision: Precision = precision or default_precision()
         self.digest = checkpoint.digest(params)
 
     @cached_property
