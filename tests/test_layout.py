@@ -67,7 +67,7 @@ def test_every_package_that_is_imported_is_asked_for():
     asked = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
     names = {re.match(r"[\w-]+", line)[0].lower().replace("-", "_") for line in asked}
     names |= {"sklearn", "orbax", "jax_plugins", "libtpu"}  # of scikit-learn, orbax-checkpoint, jax[cuda13], jax[tpu]
-    ours = {path.stem for path in [*ROOT.rglob("tests/**/*.py"), ROOT / "benchmarks", ROOT / "mlstm_jax"]}
+    ours = {path.stem for path in (ROOT / "tests").rglob("*")} | {"benchmarks", "mlstm_jax"}
     for path in (path for folder in ("mlstm_jax", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
