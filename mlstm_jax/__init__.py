@@ -1,6 +1,10 @@
 """The sentiment neuron in JAX: a byte-level mLSTM, its unit that carries sentiment, reviews with that unit held."""
 
+import logging
+
 __all__ = ["LanguageModel", "__version__", "load"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the programs, or a user, decide what is shown
 
 
 def __getattr__(name):  # late, because jax takes a second to import

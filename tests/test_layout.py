@@ -98,6 +98,12 @@ def strings(path):
 LIBRARY = [path for path in (ROOT / "mlstm_jax").rglob("*.py") if "cli" not in path.parts]
 
 
+def test_a_library_logs_and_does_not_print():
+    calls = {path: re.search(r"\bprint\(", path.read_text(encoding="utf-8")) for path in LIBRARY}
+    # The progress of training, tables of results, a signal that ends a program.
+    assert {path.name for path, found in calls.items() if found} == {"log.py", "sections.py", "signals.py"}
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "mlstm_jax")))
 def test_a_library_names_parameters_not_flags_and_no_command(path):
     other = OTHERS.get(path.relative_to(ROOT / "mlstm_jax").as_posix(), "(?!)")

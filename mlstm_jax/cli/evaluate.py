@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 
 from mlstm_jax.cli import program
+from mlstm_jax.cli.program import log, note
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import log
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
@@ -150,9 +150,9 @@ def labelled(task, data, text_key, label_key, positive, negative):
 def advise(model, record) -> None:
     """Say what to make of it, and the command to try next."""
     if model.hidden < ENOUGH_UNITS:
-        log(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+        note(f"A model of {model.hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     if record.feature == "cell":
-        log(f"Next: {program.command('sample', model.path, sentiment='+2')}")
+        note(f"Next: {program.command('sample', model.path, sentiment='+2')}")
     else:
         again = program.command("eval", model.path, task=record.task, feature="cell")
-        log(f"Next: {again} (only a cell state can be held)")
+        note(f"Next: {again} (only a cell state can be held)")

@@ -1,6 +1,6 @@
 """Does holding the unit set the sentiment? Samples at several values, judged by scorers that are not the model."""
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -16,9 +16,11 @@ from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model.cell import scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
-from mlstm_jax.text import log, to_bytes
+from mlstm_jax.text import to_bytes
 from mlstm_jax.training.updates import LOG2
 from mlstm_jax.unit_record import UnitRecord
+
+logger = logging.getLogger(__name__)
 
 Scorer = Callable[[list[str]], Float[np.ndarray, "n"]]  # how positive each text is
 
@@ -177,8 +179,8 @@ def available() -> dict[str, Scorer]:
         try:
             found[name] = make()
         except UserError as error:
-            log(f"not judged by {name}: {error}", sys.stderr)
+            logger.warning(f"not judged by {name}: {error}")
     if "bag of words" in found:
         found["bag of words"], accuracy = found["bag of words"]
-        log(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
+        logger.info(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly")
     return found
