@@ -1,5 +1,6 @@
 """The sentiment neuron in JAX: a byte-level mLSTM, its unit that carries sentiment, reviews with that unit held."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageModel", "__version__", "load"]
 __version__: str
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the programs, or a user, decide what is shown
 
 
 def __getattr__(name: str) -> Any:  # late, because jax takes a second to import

@@ -1,9 +1,9 @@
 """One run's folder: the path of everything in it, and its JSON files."""
 
 import json
+import logging
 import os
 import re
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from mlstm_jax.config import Config, from_dict, to_dict
 from mlstm_jax.disk import atomic, is_sealed, locked, parse_json, read_json
 from mlstm_jax.errors import Damaged, UserError
-from mlstm_jax.text import log
+
+logger = logging.getLogger(__name__)
 
 _OLD_METRICS = {"heldout_bits_per_byte": "validation_bits_per_byte"}  # names of version 0.1.0
 
@@ -153,7 +154,7 @@ class Run:
             else:
                 damaged += 1
         if damaged:
-            log(f"{path}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out", sys.stderr)
+            logger.warning(f"{path}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out")
         return found
 
 

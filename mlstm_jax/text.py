@@ -3,7 +3,6 @@
 import html
 import re
 import unicodedata
-from typing import Any
 
 EMPTY = b"\n  "  # the frame around nothing
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -61,8 +60,3 @@ def printable(text: str) -> str:
     """
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join("\ufffd" if unicodedata.category(c) in hidden and c not in _SAFE_ON_TERMINAL else c for c in text)
-
-
-def log(text: str, file: Any = None) -> None:
-    """Print a line, by default on standard output; what is not ours in it is shown as `printable` has it."""
-    print(printable(text), file=file)

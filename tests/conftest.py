@@ -17,6 +17,9 @@ _hook = install_import_hook("mlstm_jax", "conftest.typechecker")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from mlstm_jax.cli import program  # noqa: E402
+
+program.listen()  # tests see what the programs show
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -122,6 +122,7 @@ def test_where_saving_fails_for_good_the_run_ends_and_goes_on_later(reviews, fin
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.limited
 def test_a_run_that_cannot_save_at_all_ends_soon_with_one_line(reviews, tmp_path):
     command = arguments(reviews, tmp_path / "run", "--updates", "1000000", "--save-every", "2")
     done = subprocess.run(
@@ -242,6 +243,7 @@ def test_an_error_of_the_system_moves_no_checkpoint(cause, times, copy, monkeypa
     assert "damaged" not in capsys.readouterr().out
 
 
+@pytest.mark.limited
 def test_too_few_open_files_are_no_damage(copy):
     """As the system and TensorStore tell it themselves."""
     done = subprocess.run(

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -60,6 +62,20 @@ def test_there_is_no_circle():
     assert list(TopologicalSorter(IMPORTS).static_order())
 
 
+def test_every_package_that_is_imported_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
+    names = {re.match(r"[\w-]+", line)[0].lower().replace("-", "_") for line in asked}
+    names |= {"sklearn", "orbax", "jax_plugins", "libtpu"}  # of scikit-learn, orbax-checkpoint, jax[cuda13], jax[tpu]
+    ours = {path.stem for path in (ROOT / "tests").rglob("*")} | {"benchmarks", "mlstm_jax"}
+    for path in (path for folder in ("mlstm_jax", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module] if isinstance(node, ast.ImportFrom) else []
+            tops = {name.partition(".")[0] for name in found}
+            assert {top.lower() for top in tops - sys.stdlib_module_names - ours} <= names, path
+
+
 # Text outside cli/ that names flags or commands which are none of our messages'.
 OTHERS = {
     "corpus/beam.py": r"--runner=",  # an option of Apache Beam
@@ -80,6 +96,12 @@ def strings(path):
 
 
 LIBRARY = [path for path in (ROOT / "mlstm_jax").rglob("*.py") if "cli" not in path.parts]
+
+
+def test_a_library_logs_and_does_not_print():
+    calls = {path: re.search(r"\bprint\(", path.read_text(encoding="utf-8")) for path in LIBRARY}
+    # The progress of training, tables of results, a signal that ends a program.
+    assert {path.name for path, found in calls.items() if found} == {"log.py", "sections.py", "signals.py"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "mlstm_jax")))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mlstm_jax.cli import program
 from mlstm_jax.run import Run
 from mlstm_jax.training import log
 
@@ -23,6 +24,20 @@ def test_metrics_come_back(run, capsys):
     rows = Run(run).read_metrics()
     assert rows == [{"update": update, **VALUES, "validation_bits_per_byte": None} for update in range(1, 10)]
     assert capsys.readouterr() == ("", "")
+
+
+def test_where_it_is_quiet_warnings_are_shown(tmp_path, capsys):
+    program.listen(quiet=True)
+    try:
+        with log.Log(Run(tmp_path), 0, 9) as out:
+            out.log("progress")
+            out.warn("a warning")
+            out.training(
+                1, VALUES | {"bytes_per_second": 1.0, "bytes_per_second_per_chip": 1.0, "averaged": 1}, whole=1
+            )
+    finally:
+        program.listen()
+    assert capsys.readouterr() == ("a warning\n", "")
 
 
 def test_a_flipped_byte_takes_its_line_alone_and_is_said(run, capsys):

@@ -148,14 +148,14 @@ def test_a_tpu_host_that_has_no_others_trains_alone(monkeypatch, capsys):
     monkeypatch.setattr(processes, "_cluster", lambda environment: "a TPU host")
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
     processes.start(Config())
-    assert "this host trains alone" in capsys.readouterr().out
+    assert "this host trains alone" in capsys.readouterr().err
 
 
 def test_a_batch_script_without_srun_trains_alone_and_names_srun(reviews, tmp_path):
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "localhost"}
     (alone,) = end(train(reviews, tmp_path / "run", "--updates", "1", **job))
     assert alone.status == 0, alone.err
-    assert "this process trains alone; the same command behind srun starts all 4 tasks" in alone.out
+    assert "this process trains alone; the same command behind srun starts all 4 tasks" in alone.err
 
 
 def test_one_process_starts_without_looking_for_others(monkeypatch):

@@ -1,7 +1,9 @@
 """How a program ends: what an error says on the command line."""
 
 import inspect
+import logging
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,3 +56,37 @@ def test_a_program_ends_with_the_line_and_status_2(capsys, tmp_path):
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no unit record ") and line.endswith("; try: python eval_sst.py RUN --task imdb")
+
+
+@pytest.fixture
+def loud():
+    """Afterwards everything is shown again."""
+    yield
+    program.listen()
+
+
+@pytest.mark.parametrize(
+    "flags, shown", [([], ("note\nresult\n", "info\nwarn\ufffding\n")), (["--quiet"], ("result\n", "warn\ufffding\n"))]
+)
+def test_quiet_leaves_warnings_and_results(monkeypatch, capsys, loud, flags, shown):
+    def main():
+        logger = logging.getLogger("mlstm_jax.run")
+        logger.info("info")
+        logger.warning("warn\x1bing")
+        program.note("note")
+        program.log("result")
+        assert sys.argv[1:] == ["RUN"]
+
+    monkeypatch.setattr(sys, "argv", ["sample.py", *flags, "RUN"])
+    with pytest.raises(SystemExit) as ended:
+        program.script(main)
+    assert not ended.value.code and capsys.readouterr() == shown
+
+
+@pytest.mark.parametrize("asked, lines", [("", 0), ("logging.basicConfig()", 1)])
+def test_in_python_the_package_says_nothing_unless_it_is_asked_to(tmp_path, asked, lines):
+    (tmp_path / "metrics.jsonl").write_text("damaged\n")
+    read = "run.Run(pathlib.Path(sys.argv[1])).read_metrics()"
+    code = f"import logging, pathlib, sys, mlstm_jax.run as run\n{asked}\n{read}"
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr.count("\n")) == ("", lines)

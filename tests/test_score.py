@@ -514,6 +514,7 @@ def test_standard_input_to_standard_output(run, tmp_path):
     assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0
 
 
+@pytest.mark.limited
 def test_a_full_disk_is_one_line_and_what_is_done_is_kept(run, tmp_path):
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 100), tmp_path / "b.csv"
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000)); "

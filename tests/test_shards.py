@@ -370,6 +370,7 @@ def test_of_an_earlier_pipe_nothing_stays(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "out")) == ["manifest.json", *expected]
 
 
+@pytest.mark.limited
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_looks_whole(reviews, tmp_path):
     limited = ["bash", "-c", 'ulimit -f 50; exec "$@"', "bash", *command(reviews, tmp_path / "out")]
     done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)

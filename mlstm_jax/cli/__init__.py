@@ -31,7 +31,7 @@ def mlstm() -> None:
         known = "\n".join(f"  {name:8}  {summary}" for name, (_, summary) in COMMANDS.items())
         usage = (
             f"usage: mlstm COMMAND ...\n\n{known}\n\nmlstm COMMAND --help shows its options; mlstm --version the "
-            "version"
+            "version. Every command takes --quiet, which shows warnings and results only."
         )
         wrong = command not in ("--help", "-h")
         print(f"error: no command {command!r}\n{usage}" if wrong else usage, file=sys.stderr if wrong else sys.stdout)

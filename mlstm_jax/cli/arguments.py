@@ -10,10 +10,11 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
+from mlstm_jax.cli.program import log
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
-from mlstm_jax.text import log, printable
+from mlstm_jax.text import printable
 
 # Ours alone have names: whatever else lies beside them, or beside the package, was not written to be run by name.
 CONFIGS = ("amazon", "amazon_2048", "quickstart", "reviews", "tiny")
@@ -93,7 +94,7 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
         default = dataclasses.replace(default, **{k: printable(v) for k, v in texts.items() if isinstance(v, str)})
     description = (
         f"Train an mLSTM byte by byte. --config NAME or FILE sets the defaults below (now: {source}). "
-        "With --plan, --json prints one JSON object."
+        "With --plan, --json prints one JSON object. --quiet shows warnings and results only."
     )
     config = tyro.cli(Config, default=default, args=rest, prog="mlstm train", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old

@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from mlstm_jax.text import log
+from mlstm_jax.cli.program import log
 
 
 def main(source: Path, target: Path, /, format: Literal["safetensors", "openai", "seed"] = "safetensors") -> None:

@@ -57,7 +57,9 @@ def main(
         raise UserError("standard input cannot be read by other machines; name files")
     out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
     with _spread(workers, runner, runner_options, out) as spread:
-        manifest = prepare.prepare(list(inputs), out, options, spread, on_error=on_error, progress=progress)
+        manifest = prepare.prepare(
+            list(inputs), out, options, spread, on_error=on_error, log=program.log, progress=progress
+        )
     reviews, seconds = manifest["reviews"], time.monotonic() - begun
     print(
         f"{reviews['read']:,} reviews read, {reviews['kept']:,} kept, {reviews['empty']:,} empty, "
@@ -65,7 +67,7 @@ def main(
         + (printable(f" (see {out / 'bad_lines.jsonl'})") if reviews["bad"] else "")
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
-    print(f"Next: {printable(program.command('train', config='amazon', data=out))}")
+    program.note(f"Next: {program.command('train', config='amazon', data=out)}")
 
 
 def run(args: list[str]) -> None:

@@ -16,8 +16,8 @@ import tyro
 
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import program
+from mlstm_jax.cli.program import log, note
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import log
 from mlstm_jax.unit_record import UnitRecord
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
@@ -158,9 +158,9 @@ def labelled(
 def advise(path: Path, hidden: int, record: UnitRecord) -> None:
     """Say what to make of it, and the command to try next."""
     if hidden < ENOUGH_UNITS:
-        log(f"A model of {hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+        note(f"A model of {hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
     if record.feature == "cell":
-        log(f"Next: {program.command('sample', path, sentiment='+2')}")
+        note(f"Next: {program.command('sample', path, sentiment='+2')}")
     else:
         again = program.command("eval", path, task=record.task, feature="cell")
-        log(f"Next: {again} (only a cell state can be held)")
+        note(f"Next: {again} (only a cell state can be held)")

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import tyro
 
+from mlstm_jax.cli.program import log
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page
 from mlstm_jax.report.heatmap import html, plain, png, read, terminal
-from mlstm_jax.text import log, to_text
+from mlstm_jax.text import to_text
 
 
 def main(

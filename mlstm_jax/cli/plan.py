@@ -1,7 +1,7 @@
 """`train.py --plan v5e:2x4`: the memory and the speed of training on other hardware, in words or as JSON."""
 
 import json
-import sys
+import logging
 from collections.abc import Iterator
 
 from mlstm_jax.cli import program
@@ -10,10 +10,12 @@ from mlstm_jax.planning import plan as planning
 from mlstm_jax.planning.hlo import elements
 from mlstm_jax.planning.plan import LATENCY, OF_BANDWIDTH, OF_PEAK, Estimate, Plan
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Config, as_json: bool) -> int:
     """Print the plan of `config`, as one JSON object where asked; 1 where an update does not fit, else 0."""
-    plan = planning.plan(config, lambda line: print(line, file=sys.stderr, flush=True))
+    plan = planning.plan(config, logger.info)
     if as_json:
         print(json.dumps(planning.to_json(plan), indent=2))
     else:

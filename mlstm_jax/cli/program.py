@@ -2,6 +2,7 @@
 
 import atexit
 import io
+import logging
 import os
 import re
 import sys
@@ -13,16 +14,47 @@ from shlex import quote
 from mlstm_jax import signals
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
+from mlstm_jax.progress import is_quiet
 from mlstm_jax.signals import mute
-from mlstm_jax.text import log
+from mlstm_jax.text import printable
+
+
+class _Lines(logging.Handler):
+    """What the package logs, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one; an error, as that of a reader that has gone, is the program's."""
+        print(printable(record.getMessage()), file=sys.stderr)
+
+
+def listen(quiet: bool = False) -> None:
+    """Show what the package logs: all of it, or warnings only."""
+    logger = logging.getLogger("mlstm_jax")
+    logger.handlers, logger.propagate = [_Lines()], False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def log(text: str) -> None:
+    """Print a line of results; what is not ours in it is shown as `printable` has it."""
+    print(printable(text))
+
+
+def note(text: str) -> None:
+    """Print a line that is no result: not with --quiet."""
+    if not is_quiet():
+        log(text)
 
 
 def script(main: Callable[[], int | None]) -> None:
-    """Run a script's main; a UserError becomes one line and exit status 2, a signal ends with 128 + its number."""
+    """Run a script's main; a UserError becomes one line and exit status 2, a signal ends with 128 + its number.
+
+    --quiet, which every program takes, is read and taken away here.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # samples are UTF-8, whatever the locale
-    sys.argv[1:] = [at_home(arg) for arg in sys.argv[1:]]
+    listen("--quiet" in sys.argv)
+    sys.argv[1:] = [at_home(arg) for arg in sys.argv[1:] if arg != "--quiet"]
     atexit.register(signals.ignore)  # runs after all that is registered later
     asked = signals.Asked()
     try:
@@ -58,7 +90,7 @@ def _status(error: BaseException) -> int | str | None:
         line = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         raise error
-    log(f"error: {' '.join(line.splitlines())}", sys.stderr)
+    print(printable(f"error: {' '.join(line.splitlines())}"), file=sys.stderr)
     return 2
 
 

@@ -7,6 +7,7 @@ python sample.py runs/quickstart --sentiment +2      # after eval_sst.py has fou
 
 import codecs
 import contextlib
+import logging
 import sys
 from dataclasses import asdict
 from json import dumps
@@ -18,6 +19,8 @@ import tyro
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.text import printable, show, to_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def main(
@@ -77,7 +80,7 @@ def main(
             if record.unit in held:
                 raise UserError(f"--sentiment holds unit {record.unit}, and so does --clamp")
             value = unit_record.clamp_value(record, sentiment)
-            print(f"holding unit {record.unit} at {value:.4g}", file=sys.stderr)
+            logger.info(f"holding unit {record.unit} at {value:.4g}")
             held[record.unit] = [(0, value)]
     shown = printable if sys.stdout.isatty() else lambda text: text
     drawn = asdict(options)

@@ -8,6 +8,7 @@ import csv
 import glob
 import hashlib
 import io
+import logging
 import os
 import re
 import reprlib
@@ -41,8 +42,10 @@ from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.progress import progress
 from mlstm_jax.sentiment.scores import Review, groups, positive, probability, read
 from mlstm_jax.signals import mute
-from mlstm_jax.text import EMPTY, frame, log, printable, to_bytes, to_text
+from mlstm_jax.text import EMPTY, frame, printable, to_bytes, to_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # bytes that are read at a time
 ROWS = 4096  # of a group, at most; fewer in a large model
@@ -116,7 +119,7 @@ def main(
     classes = describe_classes(record.negative, record.positive)
     if file and os.path.lexists(file):  # with --resume alone
         total, scored = _counts_of_finished(file, about)
-        log(f"{classes}\n{total:,} rows in {file}, which is finished", sys.stderr)
+        logger.info(f"{classes}\n{total:,} rows in {file}, which is finished")
         _require_scored(scored, file)
         return
     total, without, size = 0, {}, sum(source.size or 0 for source in found)
@@ -139,7 +142,7 @@ def main(
             raise UserError(f"{', '.join(source.name for source in found[:3])}: there is no review in it")
         scored = total - sum(reason.rows for reason in without.values())
         sink.finish({"rows": total, "scored": scored})
-    log(classes, sys.stderr)
+    logger.info(classes)
     _report(total, without, file)
     _require_scored(scored, file)
 
@@ -162,7 +165,7 @@ def _begin(found: list[Source], keys: Keys) -> tuple[Iterator[Review], bool]:
         first = next(cut, None)
         labelled |= first is not None and first.keys.label is not None
         if words := first and labels_within(source, first):
-            log(words, sys.stderr)
+            logger.warning(words)
         if source.name == "-":  # it cannot be read twice
             parts.append(chain([first] if first else [], cut))
         else:
@@ -318,7 +321,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 part.unlink()
                 state.unlink(missing_ok=True)
             elif isinstance(error, KeyboardInterrupt):
-                log(f"what is done is kept in {part}: {GO_ON}", sys.stderr)
+                logger.warning(f"what is done is kept in {part}: {GO_ON}")
             raise
 
 
@@ -428,5 +431,5 @@ def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
     for reason, (count, first, why) in without.items():
         places = ", ".join(first) + " ..." * (count > len(first))
         first = f" (the first: {why})" if why else ""
-        log(f"{count:,} without a value, {reason}{first}: line{'s' * (count > 1)} {places}", sys.stderr)
-    log(f"{total:,} rows" + (f" in {out}" if out else ""), sys.stderr)
+        logger.warning(f"{count:,} without a value, {reason}{first}: line{'s' * (count > 1)} {places}")
+    logger.info(f"{total:,} rows" + (f" in {out}" if out else ""))

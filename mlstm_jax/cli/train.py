@@ -1,19 +1,21 @@
 """Train an mLSTM byte by byte: `python train.py --config configs/amazon.py`. See --help for every field."""
 
 import glob
+import logging
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlstm_jax import signals
 from mlstm_jax.cli import arguments, program
+from mlstm_jax.cli.program import log, note
 from mlstm_jax.config import Config
 from mlstm_jax.disk import raise_file_limit
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
-from mlstm_jax.text import log
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mlstm_jax.corpus.build import Data
@@ -108,10 +110,10 @@ def verify(data: "Data") -> int:
 
 def describe_data(data: "Data", config: Config) -> None:
     """Print what is trained on."""
-    for note in data.corpus.notes:
-        log(program.flags(note), sys.stderr)
-    log(data.corpus.summary)
-    log(
+    for line in data.corpus.notes:
+        logger.warning(program.flags(line))
+    note(data.corpus.summary)
+    note(
         f"one pass is {len(data.batches):,} updates of {config.batch_size} sequences x {config.seq_length} bytes; "
         f"{data.batches.unused:,} bytes at shard ends are unused"
     )

@@ -19,6 +19,7 @@ from mlstm_jax import config as configs
 from mlstm_jax import hardware, signals
 from mlstm_jax.cli import program
 from mlstm_jax.cli.arguments import stored_config
+from mlstm_jax.cli.program import log, note
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.batches import Batch
@@ -31,7 +32,7 @@ from mlstm_jax.model import parameters
 from mlstm_jax.planning import plan
 from mlstm_jax.report import plots
 from mlstm_jax.run import Run
-from mlstm_jax.text import log, printable, show
+from mlstm_jax.text import printable, show
 from mlstm_jax.training import checkpoint, processes, sharding, updates, validation
 from mlstm_jax.training.checkpoint import Meta
 from mlstm_jax.training.log import Log
@@ -85,7 +86,7 @@ def prepare(config: Config, run: Run, data: Data) -> Training:
         state = restored.state
         resume(run, config, data, restored.meta)
         meta = restored.meta._replace(config=kept)
-        log(f"resuming {run.path} after update {int(state.update):,}")
+        note(f"resuming {run.path} after update {int(state.update):,}")
     else:
         if run.metrics_file.exists():
             log(f"{run.path} has no checkpoint: starting again from update 0")
@@ -102,7 +103,7 @@ def initial_weights(path: str) -> language_model.LanguageModel:
     """The model that a new run starts from."""
     first = language_model.load(path)
     first.require_bytes()
-    log(f"starting from {path}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
+    note(f"starting from {path}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     return first
 
 
@@ -194,14 +195,14 @@ def fit(training: Training, compiled: Compiled) -> Stopped:
     """Update until the end, or until a signal; between updates log, validate, sample and save; save at last."""
     run, begun, mesh = training.run, training.update, training.mesh
     for line in plan.explain(training.config, training.state, mesh, training.precision, training.meta.end - begun):
-        log(program.flags(line))
+        note(program.flags(line))
     own = sharding.own_rows(mesh, training.config.batch_size)
     check, position = training.data.corpus.check, training.meta.position
     with (
         closing(batches.stream(training.data.batches, position, check, own)) as stream,
         Interrupt() as interrupt,
         Log(run, begun, training.meta.end, keep=processes.is_first()) as out,
-        checkpoint.Saver(run, training.config.keep, out.log, mesh) as saver,
+        checkpoint.Saver(run, training.config.keep, out.warn, mesh) as saver,
         processes.ending_with_others(),
     ):
         recent, duties = periodic(training, compiled, out, saver)
@@ -268,7 +269,7 @@ def periodic(
             out.training(training.update, values, whole=config.log_every)
             if training.update >= HOPELESS_AFTER and values["bits_per_byte"] > 8 and not warned:
                 warned.append(training.update)
-                out.log(worse_than_guessing(config, values["bits_per_byte"]))
+                out.warn(worse_than_guessing(config, values["bits_per_byte"]))
         recent.clear()
 
     return recent, [
@@ -312,7 +313,7 @@ def worse_than_guessing(config: Config, bits: float) -> str:
 def report_skipped(training: Training, last: Done, out: Log, saver: checkpoint.Saver) -> None:
     """Print that an update was skipped. Raises UserError where ten in a row were, once the run is saved."""
     if last.was_skipped:
-        out.log(f"update {training.update:,} was not finite: skipped, {last.metrics['skipped']} so far")
+        out.warn(f"update {training.update:,} was not finite: skipped, {last.metrics['skipped']} so far")
     if last.metrics["skipped_in_a_row"] >= 10:
         saver.save(training.state, training.meta)
         raise UserError(

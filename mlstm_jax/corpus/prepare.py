@@ -7,9 +7,9 @@ keys is the shuffle: the result depends neither on the number of workers nor on 
 """
 
 import json
+import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -33,6 +33,8 @@ from mlstm_jax.disk import Unwritable, atomic, is_sealed, locked, read_json, sea
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # as progress.progress
 OnError = Literal["quarantine", "fail"]
@@ -60,7 +62,7 @@ def prepare(
     spread: Spread,
     *,
     on_error: OnError = "quarantine",
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     progress: Progress = lambda what, total: nullcontext(lambda count: None),
 ) -> dict[str, Any]:
     """Write the corpus folder `out`; returns its manifest, which is written last.
@@ -296,7 +298,7 @@ def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[
     index, source = item
     for chunk in chunks(source, index, keys):
         if words := labels_within(source, chunk):
-            print(printable(words), file=sys.stderr)
+            logger.warning(words)
         made = runs.path(work, chunk).with_suffix(".json").exists()
         yield source.name, chunk._replace(payload=b"") if made else chunk
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import io
+import logging
 import reprlib
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,7 +16,8 @@ from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
 from mlstm_jax.corpus.records import values
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import log
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
 
@@ -119,7 +120,7 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
             refused = name.partition("/")[0] == "amazon_us_reviews"
             if refused:
                 raise UserError(f"{source}: its owner has withdrawn it since 2023; {INSTEAD}")
-            log(f"fetching {name} into {builder.data_path}", sys.stderr)
+            logger.info(f"fetching {name} into {builder.data_path}")
             config = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there takes TensorFlow
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config, file_format="array_record")

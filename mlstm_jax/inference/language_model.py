@@ -1,9 +1,9 @@
 """LanguageModel: what a user holds in Python."""
 
+import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,11 @@ from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.progress import progress
 from mlstm_jax.run import Run, newest_run
-from mlstm_jax.text import frame, log, show, to_bytes
+from mlstm_jax.text import frame, show, to_bytes
 from mlstm_jax.training import checkpoint
 from mlstm_jax.weights import formats
+
+logger = logging.getLogger(__name__)
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 
@@ -44,7 +46,7 @@ def load(
     chosen = None if precision == "auto" else precision
     if path is None:
         path = newest_run().path
-        log(f"using {path}, the run with the newest checkpoint", sys.stderr)
+        logger.info(f"using {path}, the run with the newest checkpoint")
     path = Path(path)
     run = Run(path)
     if not run.exists():
@@ -59,7 +61,7 @@ def load(
         if written not in (None, model.digest):
             raise UserError(f"{changed}; {otherwise}")
         return model
-    params, meta = checkpoint.load_params(run, partial(log, file=sys.stderr), update)
+    params, meta = checkpoint.load_params(run, logger.warning, update)
     config, update = meta.config, meta.update
     data = f"{Path(config.data).name}, {update * config.batch_size * config.seq_length:,} bytes"
     data += f", starting from {config.init}" if config.init else ""

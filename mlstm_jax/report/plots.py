@@ -2,6 +2,7 @@
 drawn."""
 
 import contextlib
+import logging
 import os
 import sys
 import textwrap
@@ -19,6 +20,8 @@ from mlstm_jax.text import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -38,7 +41,7 @@ def attempt(draw: Callable[[], Path], name: str) -> Path | None:
     try:
         return draw()
     except Exception as error:  # matplotlib, its settings, fonts and files: many errors, one meaning
-        print(f"picture left out: {printable(name)}: {reason(error)}", file=sys.stderr)
+        logger.warning(f"picture left out: {name}: {reason(error)}")
         return None
 
 

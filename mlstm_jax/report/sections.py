@@ -18,7 +18,7 @@ from mlstm_jax.report import heatmap, html_page, plots
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 from mlstm_jax.sentiment.evaluation import Found, Model
 from mlstm_jax.tasks import Folds, Task
-from mlstm_jax.text import log, printable, to_bytes
+from mlstm_jax.text import printable, to_bytes
 from mlstm_jax.text import show as show_text
 from mlstm_jax.unit_record import UnitRecord, describe_classes
 
@@ -314,4 +314,4 @@ def show(part: Section) -> None:
     if part.words:
         console.print(printable(part.words))
     for path, _ in part.pictures:
-        log(f"wrote {path}")
+        print(printable(f"wrote {path}"))

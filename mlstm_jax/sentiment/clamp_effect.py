@@ -1,6 +1,6 @@
 """Does holding the unit set the sentiment? Samples at several values, judged by scorers that are not the model."""
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
@@ -18,9 +18,11 @@ from mlstm_jax.model.cell import State, Weights, scan, zero_state
 from mlstm_jax.model.parameters import read_out
 from mlstm_jax.progress import progress
 from mlstm_jax.tasks import Task, packaged_task
-from mlstm_jax.text import log, to_bytes
+from mlstm_jax.text import to_bytes
 from mlstm_jax.training.updates import LOG2
 from mlstm_jax.unit_record import UnitRecord
+
+logger = logging.getLogger(__name__)
 
 Scorer = Callable[[list[str]], Float[np.ndarray, "n"]]  # how positive each text is
 
@@ -177,10 +179,10 @@ def available() -> dict[str, Scorer]:
     try:
         found["VADER"] = vader()
     except UserError as error:
-        log(f"not judged by VADER: {error}", sys.stderr)
+        logger.warning(f"not judged by VADER: {error}")
     try:
         found["bag of words"], accuracy = bag_of_words()
-        log(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly", sys.stderr)
+        logger.info(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly")
     except UserError as error:
-        log(f"not judged by bag of words: {error}", sys.stderr)
+        logger.warning(f"not judged by bag of words: {error}")
     return found

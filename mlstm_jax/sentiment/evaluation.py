@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import io
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -24,6 +24,8 @@ from mlstm_jax.tasks import Folds, Task
 from mlstm_jax.tasks.sets import FOLDS
 from mlstm_jax.text import frame
 from mlstm_jax.unit_record import UnitRecord
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -71,10 +73,10 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
     train, dev, test = (
         Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
     )
-    print(f"fitting the probe on {len(train.y):,} texts", file=sys.stderr)
+    logger.info(f"fitting the probe on {len(train.y):,} texts")
     fitted = probe.fit(*train, *dev)
     if not fitted.converged:
-        print(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate", file=sys.stderr)
+        logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
     measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
     right_all = probe.right(fitted, *test)
     right_alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)

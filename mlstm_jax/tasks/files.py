@@ -1,8 +1,8 @@
 """Any labelled file, a folder with one for each split, or a tensorflow-datasets set: texts of two classes or more."""
 
+import logging
 import re
 import reprlib
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,9 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.polarity import number, positive_of
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Split, Task
-from mlstm_jax.text import EMPTY, frame, log, to_bytes, to_text
+from mlstm_jax.text import EMPTY, frame, to_bytes, to_text
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}  # names of files
 TRIPLE = "train.*, dev.* (or valid.*, validation.*) and test.*"
@@ -138,7 +140,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
         if chunk.kind == "lines" and not chunk.keys.label:
             raise UserError(plain)
         if words := labels_within(source, chunk):
-            log(words, sys.stderr)
+            logger.warning(words)
         for line, text, label, wrong in parse(chunk):
             count += 1
             if wrong:
@@ -211,7 +213,7 @@ def _fixed(read: Mapping[str, Read]) -> dict[str, list[Labelled]]:
 
 def _report(source: Source, left: dict[str, list[int]]) -> None:
     if left:
-        log(left_out(source, left), sys.stderr)
+        logger.warning(left_out(source, left))
 
 
 # Classes

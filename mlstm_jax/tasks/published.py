@@ -1,7 +1,7 @@
 """MR, CR, SUBJ and MPQA, which the paper evaluates in ten folds: pairs of files, one a class, one text a line."""
 
 import hashlib
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ from jaxtyping import Int
 from mlstm_jax.corpus import packaged
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import BINARY, FOLDS, Folds, Split
-from mlstm_jax.text import EMPTY, frame, log
+from mlstm_jax.text import EMPTY, frame
+
+logger = logging.getLogger(__name__)
 
 # The pairs of file names that are known of each, and whence they come. The class of a pair's first file is 0.
 PAIRS = {
@@ -78,7 +80,7 @@ def read_lines(path: Path) -> list[str]:
     lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     texts = [line for line in lines if frame(line) != EMPTY]
     if empty := len(lines) - len(texts):
-        log(f"{path}: left out {empty:,} empty line{'s' * (empty > 1)}", sys.stderr)
+        logger.warning(f"{path}: left out {empty:,} empty line{'s' * (empty > 1)}")
     return texts
 
 

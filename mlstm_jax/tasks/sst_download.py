@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import sys
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import Split
 from mlstm_jax.tasks.sst import BY_HAND, FILES, read_split
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 3  # seconds
 Example = tuple[int, dict[str, Any]]  # key and features
@@ -85,7 +87,7 @@ def _fetch(builder: SstBinary) -> None:
     obstacle = _obstacle(f"{builder.url}/{FILES['train']}")
     if obstacle is not None:
         raise UserError(f"SST is not in {root} and {obstacle}; {BY_HAND}")
-    print(f"fetching SST (1 MB) into {root}", file=sys.stderr)
+    logger.info(f"fetching SST (1 MB) into {root}")
     config = tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False)
     tfds.disable_progress_bar()  # a dozen of them, for 1 MB
     # The downloads go away: what is prepared from them is the cache. The banners on standard output are not shown.

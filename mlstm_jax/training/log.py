@@ -1,6 +1,7 @@
 """A run's log: the progress line, metrics.jsonl, TensorBoard files."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -11,9 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlstm_jax.disk import seal
+from mlstm_jax.progress import is_quiet
 from mlstm_jax.run import Run
 from mlstm_jax.signals import mute
 from mlstm_jax.text import printable
+
+logger = logging.getLogger(__name__)
 
 
 class _Console(Console):
@@ -48,7 +52,7 @@ class Log:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=is_quiet() or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=total, completed=update, line="")
 
@@ -71,11 +75,16 @@ class Log:
             yield
         except OSError as error:
             if name not in self.lost:
-                self.log(f"{name} cannot be written now ({error.strerror or error}); training goes on")
+                self.warn(f"{name} cannot be written now ({error.strerror or error}); training goes on")
             self.lost.add(name)
 
     def log(self, text: str) -> None:
-        """One line for people, above the progress line."""
+        """One line for people, above the progress line; none where it is quiet."""
+        if not is_quiet():
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line that is always shown."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def tick(self, update: int) -> None:
@@ -146,7 +155,7 @@ def _tensorboard(folder, update):
     try:
         return _TensorBoard(folder, update)
     except ImportError:
-        print("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
+        logger.warning("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
         return None
 
 

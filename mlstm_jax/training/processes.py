@@ -1,5 +1,6 @@
 """Several processes that train together: how they start, and values that they agree on."""
 
+import logging
 import os
 import re
 import socket
@@ -15,7 +16,8 @@ from jax.experimental import multihost_utils
 
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import log
+
+logger = logging.getLogger(__name__)
 
 # Processes
 
@@ -30,12 +32,13 @@ def start(config: Config) -> None:
     if config.coordinator is None and not several:
         tasks = os.environ.get("SLURM_NTASKS", "1")
         if tasks != "1" and "SLURM_STEP_NUM_TASKS" not in os.environ:
-            print(f"this process trains alone; the same command behind srun starts all {tasks} tasks of this Slurm job")
+            srun = f"the same command behind srun starts all {tasks} tasks of this Slurm job"
+            logger.warning(f"this process trains alone; {srun}")
         return
     if config.coordinator and config.process_id:
         _reach(config.coordinator)
     elif config.coordinator:
-        print(f"waiting for {(config.num_processes or 1) - 1} more processes at {config.coordinator} ...", flush=True)
+        logger.info(f"waiting for {(config.num_processes or 1) - 1} more processes at {config.coordinator} ...")
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -48,7 +51,7 @@ def start(config: Config) -> None:
     except (RuntimeError, ValueError) as error:
         line = str(error).strip().partition("\n")[0]
         if several == "a TPU host":
-            return print(f"this host trains alone: jax found no others ({line})")
+            return logger.warning(f"this host trains alone: jax found no others ({line})")
         where = f"as {several}" if config.coordinator is None else f"at {config.coordinator}"
         raise UserError(f"the processes of this run did not find each other {where}: {line}") from None
 
@@ -93,7 +96,7 @@ def ending_with_others() -> Iterator[None]:
             raise
         reason = str(error).strip().partition("\n")[0][:200]
         sys.stdout.flush()
-        log(f"error: another process of this run has ended ({reason}); start all of them again to resume", sys.stderr)
+        logger.error(f"error: another process of this run has ended ({reason}); start all of them again to resume")
         sys.stderr.flush()
         os._exit(2)
 
