@@ -1,22 +1,40 @@
-"""Tests run strict: shapes checked, no silent broadcast of ranks, warnings are errors (pyproject.toml)."""
+"""Tests run strict: shapes checked, no silent broadcast of ranks, warnings are errors (pyproject.toml).
 
+A program is compiled once a session: its processes share a cache of jax's, also those that tests start.
+"""
+
+import atexit
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in two thirds of the time
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a process of a session
+    cache = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # What a killed process has half written, or another one writes just now, is compiled again.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
+
+import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+pytest.register_assert_rewrite("helpers")
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 # Before anything of the package is imported: every annotation becomes a check.
 _hook = install_import_hook("mlstm_jax", "conftest.typechecker")
 
 import jax  # noqa: E402
-import pytest  # noqa: E402
 
+from helpers.programs import ROOT, Ended, write_reviews  # noqa: E402
+from mlstm_jax import signals  # noqa: E402
 from mlstm_jax.cli import program  # noqa: E402
 
 program.listen()  # tests see what the programs show
@@ -33,3 +51,33 @@ def folder(tmp_path_factory):
 def golden():
     """The folder of reference values."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A file of 300 made reviews, one a line."""
+    return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.txt")
+
+
+@pytest.fixture
+def run_here(capfd, monkeypatch):
+    """Runs a program as it stands, but in this process: another one would first import all that this one has.
+
+    The program is a script of the checkout, or `mlstm COMMAND`.
+    """
+
+    def run(program, *arguments):
+        script, *command = program.split()
+        path = "mlstm_jax/__main__.py" if script == "mlstm" else script
+        monkeypatch.setattr(sys, "argv", [script, *command, *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in signals.ending()}
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / path), run_name="__main__")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return Ended(ended.value.code or 0, *capfd.readouterr())
+
+    return run

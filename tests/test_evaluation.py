@@ -11,10 +11,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import planted
 import pytest
 import tyro
 
+from helpers import planted_model
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
@@ -22,8 +22,6 @@ from mlstm_jax.inference import language_model
 from mlstm_jax.report import html_page
 from mlstm_jax.run import Run
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
-
-ROOT = Path(__file__).parents[1]
 
 
 class Model:
@@ -170,8 +168,8 @@ except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
 def smileys(tmp_path_factory):
     """What --report finds of the planted unit, as JSON; the folder of the weights and the report, what was said."""
     folder = tmp_path_factory.mktemp("smileys")
-    planted.smileys().save(folder / "weights")
-    reviews = planted.reviews(folder / "smileys.csv")
+    planted_model.smileys().save(folder / "weights")
+    reviews = planted_model.write_labelled(folder / "smileys.csv")
     arguments = [str(folder / "weights"), "--task", str(reviews), "--json", "--report", str(folder / "out")]
     arguments += ["--samples", "24", "--sample-length", "60"]
     out, err = io.StringIO(), io.StringIO()
@@ -189,7 +187,7 @@ def accuracy(cell):
 
 def test_every_ranking_and_resampled_probe_finds_the_planted_unit(smileys):
     found, _, _ = smileys
-    assert (found["unit"], found["sign"], found["task"]) == (planted.UNIT, 1, "smileys")
+    assert (found["unit"], found["sign"], found["task"]) == (planted_model.UNIT, 1, "smileys")
     low, high = found["interval_alone"]
     assert low <= found["accuracy_alone"] <= high and low > 0.75
     assert found["mean_positive"] == pytest.approx(0.8, abs=0.1) == -found["mean_negative"]
@@ -231,7 +229,8 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
     for title, (_, *rows) in found["tables"].items():
         assert title in page and (title in said or title == "How to reproduce")
         assert all(html_page.escape(cell) in page for row in rows for cell in row)
-    for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", f"Unit {planted.UNIT}"):
+    unit = f"Unit {planted_model.UNIT}"
+    for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", unit):
         assert words in page, words
     for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
         assert Path(found[f"{picture}_png"]).stat().st_size > 1000 and page.count("data:image/png") == 4
@@ -244,8 +243,8 @@ def test_a_report_is_not_overwritten(smileys, monkeypatch):
 
 
 def test_of_random_weights_nothing_is_found_and_the_intervals_say_so(tmp_path):
-    task = tasks.from_file(planted.reviews(tmp_path / "smileys.csv", n=1500))
-    model = planted.random_weights()
+    task = tasks.from_file(planted_model.write_labelled(tmp_path / "smileys.csv", n=1500))
+    model = planted_model.random_weights()
     found = evaluation.find(model, task, "cell")
     for right in (found.right_all, found.right_alone):
         low, high = probe.interval(right)
@@ -280,7 +279,7 @@ def test_the_same_texts_have_the_same_sign_whatever_their_labels_are_called(
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted") / "weights"
-    planted.smileys().save(folder)
+    planted_model.smileys().save(folder)
     return folder
 
 
@@ -292,7 +291,7 @@ def test_a_set_without_splits_is_tested_in_ten_folds(weights, tmp_path, capsys):
     evaluate.main(weights, task="cr", data=tmp_path, json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy_all"] == found["accuracy_alone"] == 1 and found["interval_alone"] == [1, 1]
-    assert found["units"] == [planted.UNIT] * 10 and len(found["c"]) == 10
+    assert found["units"] == [planted_model.UNIT] * 10 and len(found["c"]) == 10
     with pytest.raises(UserError, match="without further tests"):
         evaluate.main(weights, task="cr", data=tmp_path, controls=True)
 
@@ -317,15 +316,15 @@ def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
     (tmp_path / "moods.csv").write_text("\n".join(["text,label", *rows]))
     evaluate.main(weights, task=str(tmp_path / "moods.csv"), json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted.UNIT] * 2
+    assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted_model.UNIT] * 2
     assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
 
 
-def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_path):
+def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_path, run_here):
     rows = [{"text": f"{'abc'[i % 3]} {i}", "label": ("\ud800", "\udcff", "\x1b[31m")[i % 3]} for i in range(90)]
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = command(weights, "--task", tmp_path / "odd.jsonl")
-    assert done.returncode == 0 and "3 classes" in done.stdout and "\x1b" not in done.stdout, done.stderr
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "odd.jsonl")
+    assert ended.status == 0 and "3 classes" in ended.out and "\x1b" not in ended.out, ended.err
 
 
 def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, monkeypatch):
@@ -345,7 +344,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     arguments += ["--eval-every", "8"]
     assert train.run(arguments) == 0
     capsys.readouterr()
-    again = dict(task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
+    again = dict(task=str(planted_model.write_labelled(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
     evaluate.main(tmp_path / "run", **again)
     found = json.loads(capsys.readouterr().out)
     (_, *rows) = found["tables"]["The unit over training"]
@@ -368,12 +367,6 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     assert [row[0] for row in rows] == ["4", "12"]
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "eval_sst.py", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -387,21 +380,21 @@ def command(*arguments):
         ),
     ],
 )
-def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, content, says):
+def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, run_here, content, says):
     (tmp_path / "mine.csv").write_text(content)
-    done = command(weights, "--task", tmp_path / "mine.csv")
-    assert done.returncode == 2 and done.stdout == ""
-    *_, last = done.stderr.splitlines()
-    assert says in last and last.startswith("error: ") and "Traceback" not in done.stderr
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "mine.csv")
+    assert ended.status == 2 and ended.out == ""
+    *_, last = ended.err.splitlines()
+    assert says in last and last.startswith("error: ") and "Traceback" not in ended.err
 
 
-def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path):
+def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path, run_here):
     rows = [
         {"text": f":{')('[i % 2]} {'abcdefgh'[i % 8]} \0 \ud800 {i}", "label": ("good", "bad")[i % 2]}
         for i in range(90)
     ]
     rows.append({"text": ":) " + "a " * 500_000, "label": "good"})
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = command(weights, "--task", tmp_path / "mine.jsonl", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["unit"] == planted.UNIT
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "mine.jsonl", "--json")
+    assert ended.status == 0, ended.err
+    assert json.loads(ended.out)["unit"] == planted_model.UNIT

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch import interrupting
 
 import mlstm_jax
+from helpers.programs import ROOT, TINY, interrupting
 from mlstm_jax import config as configs
 from mlstm_jax.cli import evaluate, sample, train, train_loop
 from mlstm_jax.cli.arguments import stored_config
@@ -30,19 +30,7 @@ from mlstm_jax.model import parameters
 from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
-ROOT = Path(__file__).parent.parent
-TINY = str(ROOT / "configs" / "tiny.py")
 SST = Path(__file__).parent / "data" / "sst"
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    """A file of 300 made reviews, one a line."""
-    words = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "reviews.txt"
-    path.write_text("\n".join(" ".join(rng.choice(words, 15)) for _ in range(300)), encoding="utf-8")
-    return path
 
 
 def arguments(reviews, run_dir, *more):
@@ -598,7 +586,7 @@ def script(name, *args, env=None):
     )
 
 
-def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, tmp_path):
+def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, tmp_path, run_here):
     for name, *args in (
         ("train.py", "--data", tmp_path / "missing.csv", "--run-dir", tmp_path / "run"),
         ("sample.py", finished, "--clamp", "16=1.0"),
@@ -607,9 +595,9 @@ def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, 
         ("train.py", "--run-dir", ROOT / "README.md" / "run"),
         ("eval_sst.py", finished, "--data", tmp_path),
     ):
-        done = script(name, *args)
-        assert done.returncode == 2, (name, args, done.stderr)
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        ended = run_here(name, *args)
+        assert ended.status == 2, (name, args, ended.err)
+        assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
 
 
 @pytest.mark.parametrize("name", ["train.py", "sample.py"])
