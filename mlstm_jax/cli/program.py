@@ -14,9 +14,10 @@ from shlex import quote
 from mlstm_jax import signals
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
-from mlstm_jax.progress import is_quiet
 from mlstm_jax.signals import mute
 from mlstm_jax.text import printable
+
+logger = logging.getLogger(__name__)
 
 
 class _Lines(logging.Handler):
@@ -29,9 +30,9 @@ class _Lines(logging.Handler):
 
 def listen(quiet: bool = False) -> None:
     """Show what the package logs: all of it, or warnings only."""
-    logger = logging.getLogger("mlstm_jax")
-    logger.handlers, logger.propagate = [_Lines()], False
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    package = logging.getLogger("mlstm_jax")
+    package.handlers, package.propagate = [_Lines()], False
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def log(text: str) -> None:
@@ -41,7 +42,7 @@ def log(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a line that is no result: not with --quiet."""
-    if not is_quiet():
+    if logger.isEnabledFor(logging.INFO):
         log(text)
 
 
