@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
@@ -89,6 +90,30 @@ def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"] | Turned) -> Float[Ar
         # The barrier keeps XLA from turning the product back.
         return jax.lax.optimization_barrier(product(w.columns, a, (((1,), (1,)), ((), ())))).T
     return product(a, w, (((1,), (0,)), ((), ())))
+
+
+@jax.custom_vjp
+def narrow_dot(a: Float[Array, "batch k"], w: Float[Array, "k n"]) -> Float[Array, "batch n"]:
+    """`dot`, whose gradients are products in the weights' precision, too."""
+    return dot(a, w)
+
+
+def outer(a: Float[Array, "batch k"], d: Float[Array, "batch n"]) -> Float[Array, "k n"]:
+    """The outer products of all rows, summed: the gradient of w in a @ w where d is that of the product."""
+    if a.dtype.itemsize >= 4:
+        return dot(a.T, d)
+    # On CPUs only a product of rows with columns takes the fast path, so that a is really transposed.
+    rows_first = lambda a: with_layout_constraint(a.T, Layout((0, 1)))
+    return dot(jax.lax.platform_dependent(a, cpu=rows_first, default=lambda a: a.T), d)
+
+
+narrow_dot.defvjp(
+    lambda a, w: (dot(a, w), (a, w)),
+    lambda saved, d: (
+        dot(d.astype(saved[1].dtype), saved[1].T).astype(saved[0].dtype),
+        outer(saved[0], d.astype(saved[1].dtype)).astype(saved[1].dtype),
+    ),
+)
 
 
 def total(part: Float[Array, "..."], axis: str | None) -> Float[Array, "..."]:
