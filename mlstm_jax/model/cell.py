@@ -24,6 +24,8 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+FEW = 8  # rows: of fewer, a product in bfloat16 is many times slower on CPUs than of so many
+
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
 OwnState = tuple[Float[Array, "batch units"], Float[Array, "batch units"]]  # of a device's part of the units
 
@@ -87,6 +89,8 @@ def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"] | Turned) -> Float[Ar
     dtype, precision = (stored.dtype, "highest") if stored.dtype.itemsize >= 4 else (jnp.float32, "default")
     product = partial(jax.lax.dot_general, precision=precision, preferred_element_type=dtype)
     if isinstance(w, Turned):
+        if stored.dtype.itemsize < 4 and len(a) < FEW:
+            return dot(jnp.pad(a, ((0, FEW - len(a)), (0, 0))), w)[: len(a)]
         # The barrier keeps XLA from turning the product back.
         return jax.lax.optimization_barrier(product(w.columns, a, (((1,), (1,)), ((), ())))).T
     return product(a, w, (((1,), (0,)), ((), ())))
