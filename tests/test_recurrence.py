@@ -210,7 +210,7 @@ def test_backward_loop_has_no_weight_gradient_accumulator(params, data, unroll, 
 @pytest.mark.parametrize("remat_every, kept", [(0, ["bf16", "f32", "bf16x4", "bf16"]), (4, ["bf16", "f32"])])
 def test_what_waits_for_products_waits_in_their_precision(params, data, remat_every, kept):
     """h, c, z, h wmh are kept of every step, with segments h and c alone; backward dz, over z, and dm."""
-    kinds = {jnp.dtype("float32"): "f32", jnp.dtype("bfloat16"): "bf16"}
+    kinds = {jnp.dtype("float32"): "f32", jnp.dtype("uint16"): "bf16"}  # bits, which are written in place
     tell = lambda a: kinds[a.dtype] + ("x4" if a.shape[-1] == 4 * HIDDEN else "")
     data = data[:, :17]
     first, second = time_loops(with_remat(remat_every, "bfloat16"), params, data)

@@ -21,7 +21,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, UInt8
+
+FEW = 8  # rows: of fewer, a product in bfloat16 is many times slower on CPUs than of so many
 
 State = tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]  # (c, h)
 OwnState = tuple[Float[Array, "batch units"], Float[Array, "batch units"]]  # of a device's part of the units
@@ -86,9 +89,35 @@ def dot(a: Float[Array, "batch k"], w: Float[Array, "k n"] | Turned) -> Float[Ar
     dtype, precision = (stored.dtype, "highest") if stored.dtype.itemsize >= 4 else (jnp.float32, "default")
     product = partial(jax.lax.dot_general, precision=precision, preferred_element_type=dtype)
     if isinstance(w, Turned):
+        if stored.dtype.itemsize < 4 and len(a) < FEW:
+            return dot(jnp.pad(a, ((0, FEW - len(a)), (0, 0))), w)[: len(a)]
         # The barrier keeps XLA from turning the product back.
         return jax.lax.optimization_barrier(product(w.columns, a, (((1,), (1,)), ((), ())))).T
     return product(a, w, (((1,), (0,)), ((), ())))
+
+
+@jax.custom_vjp
+def narrow_dot(a: Float[Array, "batch k"], w: Float[Array, "k n"]) -> Float[Array, "batch n"]:
+    """`dot`, whose gradients are products in the weights' precision, too."""
+    return dot(a, w)
+
+
+def outer(a: Float[Array, "batch k"], d: Float[Array, "batch n"]) -> Float[Array, "k n"]:
+    """The outer products of all rows, summed: the gradient of w in a @ w where d is that of the product."""
+    if a.dtype.itemsize >= 4:
+        return dot(a.T, d)
+    # On CPUs only a product of rows with columns takes the fast path, so that a is really transposed.
+    rows_first = lambda a: with_layout_constraint(a.T, Layout((0, 1)))
+    return dot(jax.lax.platform_dependent(a, cpu=rows_first, default=lambda a: a.T), d)
+
+
+narrow_dot.defvjp(
+    lambda a, w: (dot(a, w), (a, w)),
+    lambda saved, d: (
+        dot(d.astype(saved[1].dtype), saved[1].T).astype(saved[0].dtype),
+        outer(saved[0], d.astype(saved[1].dtype)).astype(saved[1].dtype),
+    ),
+)
 
 
 def total(part: Float[Array, "..."], axis: str | None) -> Float[Array, "..."]:

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mlstm_jax.config import ModelConfig, Precision
-from mlstm_jax.model.cell import Weights, dot, total, turn
+from mlstm_jax.model.cell import Turned, Weights, dot, narrow_dot, total, turn
 
 Params = dict[str, Array]
 
@@ -71,5 +71,6 @@ def read_out(
 ) -> Float[Array, "*batch vocab"]:
     """Logits of the next byte from the hidden state, float32. `precision` and `axis` as in `unroll.unroll`."""
     out = weights.out.astype(precision) if precision else weights.out
-    logits = total(dot(h.reshape(-1, h.shape[-1]), out), axis) + weights.out_b[None]
+    product = dot if isinstance(out, Turned) or out.dtype.itemsize >= 4 else narrow_dot
+    logits = total(product(h.reshape(-1, h.shape[-1]).astype(out.dtype), out), axis) + weights.out_b[None]
     return logits.reshape(*h.shape[:-1], -1)

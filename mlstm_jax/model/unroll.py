@@ -16,6 +16,7 @@ from mlstm_jax.model.cell import (
     cell,
     dot,
     next_state_backward,
+    outer,
     split,
     total,
 )
@@ -77,11 +78,25 @@ def forward_loop(
     def body(state, byte):
         (c, h), saved = cell(wmh, wh, x[byte], mx[byte], state, axis)
         h = h.astype(dtype)
-        return (c, h), (h, state[0], tuple(s.astype(dtype) for s in saved) if keep else ())
+        return (c, h), (_bits(h), state[0], tuple(_bits(s.astype(dtype)) for s in saved) if keep else ())
 
     c, h = state
     (c_last, h_last), (hs, cs_before, saved) = jax.lax.scan(body, (c, h.astype(dtype)), data)
-    return (c_last, h_last.astype(c.dtype)), hs, cs_before, saved
+    saved = tuple(_floats(s, dtype) for s in saved)
+    return (c_last, h_last.astype(c.dtype)), _floats(hs, dtype), cs_before, saved
+
+
+def _bits(a):
+    """Bits of bfloat16, which XLA can write into a larger array in place.
+
+    On CPUs it would convert the whole of an array of bfloat16 to float32 and back at each step.
+    """
+    return jax.lax.bitcast_convert_type(a, jnp.uint16) if a.dtype == jnp.bfloat16 else a
+
+
+def _floats(a, dtype):
+    """Inverse of `_bits`."""
+    return jax.lax.bitcast_convert_type(a, dtype) if a.dtype == jnp.uint16 else a
 
 
 def backward_loop(
@@ -101,17 +116,17 @@ def backward_loop(
     def body(carry, inputs):
         dc, dh, zs = carry
         t, byte, c_before, dh_out = inputs
-        z = split(jax.lax.dynamic_index_in_dim(zs, t, keepdims=False).astype(dc.dtype))
-        dc, dz = next_state_backward(z, c_before, dc, dh + dh_out.astype(dh.dtype))
+        z = _floats(jax.lax.dynamic_index_in_dim(zs, t, keepdims=False), dtype).astype(dc.dtype)
+        dc, dz = next_state_backward(split(z), c_before, dc, dh + _floats(dh_out, dtype).astype(dh.dtype))
         # The barrier keeps the gates' arithmetic out of the copy that joins them, where it would be slower on a CPU.
         dz = jnp.concatenate(jax.lax.optimization_barrier(tuple(d.astype(dtype) for d in dz)), axis=1)
         dm = total(dot(dz, wh_t), axis)
-        zs = jax.lax.dynamic_update_index_in_dim(zs, dz, t, axis=0)
-        return (dc, dot(dm * mx[byte], wmh_t), zs), dm.astype(dtype)
+        zs = jax.lax.dynamic_update_index_in_dim(zs, _bits(dz), t, axis=0)
+        return (dc, dot(dm * mx[byte], wmh_t), zs), _bits(dm.astype(dtype))
 
-    steps = (jnp.arange(len(data), dtype=jnp.int32), data, cs_before, dhs)
-    (dc, dh, dzs), dms = jax.lax.scan(body, (*last, zs), steps, reverse=True)
-    return (dc, dh), dzs, dms
+    steps = (jnp.arange(len(data), dtype=jnp.int32), data, cs_before, _bits(dhs))
+    (dc, dh, dzs), dms = jax.lax.scan(body, (*last, _bits(zs)), steps, reverse=True)
+    return (dc, dh), _floats(dzs, dtype), _floats(dms, dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
@@ -142,11 +157,11 @@ def _unroll_backward(dtype, axis, remat_every, loops, residuals, cotangents):
         first, dz, dm = loops.backward(wmh_t, wh_t, mx, data, zs, cs_before, dhs, last)
 
         def product(a, d):  # a weight's gradient: the outer products of all steps, summed by one matrix product
-            return dot(rows(a).T, rows(d).astype(dtype)).astype(wh.dtype)
+            return outer(rows(a).astype(dtype), rows(d).astype(dtype)).astype(wh.dtype)
 
         def table(d):  # a table's gradient: every step's gradient added to the row it read
-            if dtype.itemsize < 4:  # as a product too, in the same order each time; on a CPU, in float32, it is slower
-                return product(jax.nn.one_hot(data, len(mx), dtype=dtype), d)
+            if dtype.itemsize < 4:  # as a product, in the same order each time; on a CPU, in float32, it is slower
+                return dot(jax.nn.one_hot(data.reshape(-1), len(mx), dtype=dtype, axis=0), rows(d))
             return jnp.zeros((len(mx), d.shape[-1]), d.dtype).at[data.reshape(-1)].add(rows(d))
 
         mx_here, mh, dm = mx[data], mh.astype(mx.dtype), dm.astype(mx.dtype)
