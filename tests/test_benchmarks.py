@@ -7,7 +7,7 @@ import sys
 import matplotlib.image
 import pytest
 
-from benchmarks import common, compiled, encode, plot, products, sample, start, train_step
+from benchmarks import common, compiled, encode, plot, products, quick, sample, start, train_step
 
 
 def test_train_step_tells_its_figures_and_they_are_drawn(capsys, tmp_path):
@@ -19,6 +19,12 @@ def test_train_step_tells_its_figures_and_they_are_drawn(capsys, tmp_path):
     assert [(row["program"], row["hidden"], len(row["ms"])) for row in rows] == [("ours", 8, 1)]
     plot.main(figures, picture)
     assert matplotlib.image.imread(picture).shape[:2] == (630, 1500)
+
+
+def test_quick_says_how_both_precisions_compare_in_one_line(capsys):
+    quick.main(hidden=(8,), batch_size=2, seq_length=4, rounds=1)
+    last = " ".join(capsys.readouterr().out.split()).rpartition("speed of an update of ours: ")[2]
+    assert last.startswith("8 units: ") and "8 units, bfloat16: " in last and last.endswith(" x float32")
 
 
 def test_encode_tells_every_number_of_texts(capsys):
