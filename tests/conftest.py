@@ -1,21 +1,23 @@
 """Tests run strict: shapes checked, no silent broadcast of ranks, warnings are errors (pyproject.toml)."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from pathlib import Path
-
+import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+pytest.register_assert_rewrite("helpers")
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 # Before anything of the package is imported: every annotation becomes a check.
 _hook = install_import_hook("mlstm_jax", "conftest.typechecker")
 
 import jax  # noqa: E402
-import pytest  # noqa: E402
+
+from helpers.programs import write_reviews  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,3 +32,9 @@ def folder(tmp_path_factory):
 def golden():
     """The folder of reference values."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A file of 300 made reviews, one a line."""
+    return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.txt")

@@ -18,14 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlstm_jax
+from helpers.programs import ROOT
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.model import parameters
 from mlstm_jax.weights import arrays, formats
-
-ROOT = Path(__file__).parent.parent
-
 
 # A small assembler of pickles: what an attacker, or PyTorch of 2017, would write.
 

@@ -7,8 +7,9 @@ import sys
 from functools import partial
 
 import pytest
-from test_shards import ROOT, command, dump, here, sums
 
+from helpers.corpora import command, dump, here, sums
+from helpers.programs import ROOT
 from mlstm_jax.corpus import prepare, readers, runs
 from mlstm_jax.errors import UserError
 

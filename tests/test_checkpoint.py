@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch import ROOT, write_reviews
 
 import mlstm_jax
+from helpers.programs import ROOT, TINY
 from mlstm_jax.cli import train
 from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.config import Config, ModelConfig, to_dict
@@ -27,13 +27,6 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.run import Run, newest_run
 from mlstm_jax.training import checkpoint, updates
-
-TINY = str(ROOT / "configs" / "tiny.py")
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.txt")
 
 
 def arguments(reviews, run_dir, *more):

@@ -5,13 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from helpers.programs import ROOT
 from mlstm_jax.planning import hlo
-
-ROOT = Path(__file__).parent.parent
 
 HLO = """
 HloModule jit_f

@@ -8,18 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.programs import ROOT
 from mlstm_jax import config as configs
 from mlstm_jax.cli import arguments, program
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
 
 unhurried = settings(deadline=None, max_examples=50)

@@ -20,6 +20,7 @@ import safetensors.numpy
 from jaxtyping import TypeCheckError
 
 import mlstm_jax
+from helpers.programs import ROOT
 from mlstm_jax import unit_record
 from mlstm_jax.cli import evaluate, sample
 from mlstm_jax.config import ModelConfig
@@ -28,7 +29,6 @@ from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.model import parameters
 from mlstm_jax.weights import formats
 
-ROOT = Path(__file__).parent.parent
 DATA = "A good film, no: Ünïcödé ☃ ".encode()
 GATES = dict(i=0, f=1, o=2, u=3)
 

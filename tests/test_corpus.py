@@ -1,43 +1,20 @@
 """Laws of the corpus: splits never leak, batches never lose their place."""
 
-import csv
-import io
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.files import BOM, as_csv, put, unhurried
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged
 from mlstm_jax.corpus.batches import Batches, scoring_batches
 from mlstm_jax.corpus.build import build
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import frame, to_bytes
-
-unhurried = settings(deadline=None, max_examples=50)
-BOM = b"\xef\xbb\xbf"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder whose files the examples of a law overwrite."""
-    return tmp_path_factory.mktemp("files")
-
-
-def put(path, data):
-    """Writes a file."""
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
-def as_csv(rows):
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return to_bytes(text.getvalue())
-
+from mlstm_jax.text import frame
 
 # Batches
 

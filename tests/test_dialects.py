@@ -8,8 +8,8 @@ import random
 import re
 
 import pytest
-from reading import BOM, complaint, put, rows_of
 
+from helpers.files import BOM, complaint, put, rows_of
 from mlstm_jax.corpus.dialects import Dialect, recognise
 from mlstm_jax.corpus.readers import Keys, read_texts
 from mlstm_jax.text import to_text

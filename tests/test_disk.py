@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import unhurried
 
+from helpers.files import unhurried
 from mlstm_jax import disk
 from mlstm_jax.errors import Damaged
 

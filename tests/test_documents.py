@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import BOM, any_text, complaint, packed, put, rows_of, unhurried
 
+from helpers.files import BOM, any_text, complaint, packed, put, rows_of, unhurried
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import lines
 from mlstm_jax.corpus.build import build

@@ -11,10 +11,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import planted
 import pytest
 import tyro
 
+from helpers import planted_model
+from helpers.programs import ROOT
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
@@ -22,8 +23,6 @@ from mlstm_jax.inference import language_model
 from mlstm_jax.report import html_page
 from mlstm_jax.run import Run
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
-
-ROOT = Path(__file__).parents[1]
 
 
 class Model:
@@ -170,8 +169,8 @@ except SystemExit: print({"jax", "sklearn", "matplotlib"} & set(sys.modules))"""
 def smileys(tmp_path_factory):
     """What --report finds of the planted unit, as JSON; the folder of the weights and the report, what was said."""
     folder = tmp_path_factory.mktemp("smileys")
-    planted.smileys().save(folder / "weights")
-    reviews = planted.reviews(folder / "smileys.csv")
+    planted_model.smileys().save(folder / "weights")
+    reviews = planted_model.write_labelled(folder / "smileys.csv")
     arguments = [str(folder / "weights"), "--task", str(reviews), "--json", "--report", str(folder / "out")]
     arguments += ["--samples", "24", "--sample-length", "60"]
     out, err = io.StringIO(), io.StringIO()
@@ -189,7 +188,7 @@ def accuracy(cell):
 
 def test_every_ranking_and_resampled_probe_finds_the_planted_unit(smileys):
     found, _, _ = smileys
-    assert (found["unit"], found["sign"], found["task"]) == (planted.UNIT, 1, "smileys")
+    assert (found["unit"], found["sign"], found["task"]) == (planted_model.UNIT, 1, "smileys")
     low, high = found["interval_alone"]
     assert low <= found["accuracy_alone"] <= high and low > 0.75
     assert found["mean_positive"] == pytest.approx(0.8, abs=0.1) == -found["mean_negative"]
@@ -231,7 +230,8 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
     for title, (_, *rows) in found["tables"].items():
         assert title in page and (title in said or title == "How to reproduce")
         assert all(html_page.escape(cell) in page for row in rows for cell in row)
-    for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", f"Unit {planted.UNIT}"):
+    unit = f"Unit {planted_model.UNIT}"
+    for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", unit):
         assert words in page, words
     for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
         assert Path(found[f"{picture}_png"]).stat().st_size > 1000 and page.count("data:image/png") == 4
@@ -244,8 +244,8 @@ def test_a_report_is_not_overwritten(smileys, monkeypatch):
 
 
 def test_of_random_weights_nothing_is_found_and_the_intervals_say_so(tmp_path):
-    task = tasks.from_file(planted.reviews(tmp_path / "smileys.csv", n=1500))
-    model = planted.random_weights()
+    task = tasks.from_file(planted_model.write_labelled(tmp_path / "smileys.csv", n=1500))
+    model = planted_model.random_weights()
     found = evaluation.find(model, task, "cell")
     for right in (found.right_all, found.right_alone):
         low, high = probe.interval(right)
@@ -280,7 +280,7 @@ def test_the_same_texts_have_the_same_sign_whatever_their_labels_are_called(
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted") / "weights"
-    planted.smileys().save(folder)
+    planted_model.smileys().save(folder)
     return folder
 
 
@@ -292,7 +292,7 @@ def test_a_set_without_splits_is_tested_in_ten_folds(weights, tmp_path, capsys):
     evaluate.main(weights, task="cr", data=tmp_path, json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy_all"] == found["accuracy_alone"] == 1 and found["interval_alone"] == [1, 1]
-    assert found["units"] == [planted.UNIT] * 10 and len(found["c"]) == 10
+    assert found["units"] == [planted_model.UNIT] * 10 and len(found["c"]) == 10
     with pytest.raises(UserError, match="without further tests"):
         evaluate.main(weights, task="cr", data=tmp_path, controls=True)
 
@@ -317,7 +317,7 @@ def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
     (tmp_path / "moods.csv").write_text("\n".join(["text,label", *rows]))
     evaluate.main(weights, task=str(tmp_path / "moods.csv"), json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted.UNIT] * 2
+    assert found["classes"] == ["bad", "good", "none"] and found["top_units"][:2] == [planted_model.UNIT] * 2
     assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
 
 
@@ -345,7 +345,7 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     arguments += ["--eval-every", "8"]
     assert train.run(arguments) == 0
     capsys.readouterr()
-    again = dict(task=str(planted.reviews(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
+    again = dict(task=str(planted_model.write_labelled(tmp_path / "smileys.csv", n=120)), over_training=True, json=True)
     evaluate.main(tmp_path / "run", **again)
     found = json.loads(capsys.readouterr().out)
     (_, *rows) = found["tables"]["The unit over training"]
@@ -404,4 +404,4 @@ def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weight
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = command(weights, "--task", tmp_path / "mine.jsonl", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["unit"] == planted.UNIT
+    assert json.loads(done.stdout)["unit"] == planted_model.UNIT

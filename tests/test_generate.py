@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.programs import ROOT
 from mlstm_jax import unit_record
 from mlstm_jax.cli import sample
 from mlstm_jax.config import ModelConfig
@@ -23,8 +24,6 @@ from mlstm_jax.inference import generate
 from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.model import cell, parameters
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import HOSTILE, Page, opened
-from test_units import RECORD
 
+from helpers.pages import HOSTILE, Page, opened
+from helpers.unit_records import RECORD
 from mlstm_jax import unit_record
 from mlstm_jax.cli import heatmap as heatmap_cli
 from mlstm_jax.cli.program import explain

@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from reading import any_text, as_csv, as_parquet, headed, put, soup, unhurried
 
+from helpers.files import any_text, as_csv, as_parquet, headed, put, soup, unhurried
 from mlstm_jax import tasks
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.errors import UserError

@@ -3,13 +3,12 @@
 import ast
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
+from helpers.programs import ROOT
 from mlstm_jax.cli.program import PARAMETERS
 
-ROOT = Path(__file__).parent.parent
 # A room imports only from rooms that stand to its right, and from itself.
 ORDER = (
     "cli report sentiment planning inference weights training tasks corpus model unit_record run hardware config "

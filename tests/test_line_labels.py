@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import put, rows_of, unhurried
 
+from helpers.files import put, rows_of, unhurried
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import line_labels, packaged, prepare
 from mlstm_jax.corpus.build import build

@@ -11,8 +11,8 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import BOM, COMPRESS, complaint, put, rows_of, unhurried
 
+from helpers.files import BOM, COMPRESS, complaint, put, rows_of, unhurried
 from mlstm_jax.corpus import lines
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
 from mlstm_jax.text import to_bytes

@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from launch import ROOT
+
+from helpers.programs import ROOT
 
 # One process does all that a user does with a small model, in its own folder, and prints what came out.
 PROGRAM = """

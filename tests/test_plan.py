@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
 
+from helpers.programs import ROOT
 from mlstm_jax import hardware
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
@@ -20,7 +20,6 @@ from mlstm_jax.model import parameters
 from mlstm_jax.planning import hlo, plan
 from mlstm_jax.training import sharding
 
-ROOT = Path(__file__).parent.parent
 PAPER = Config(model=ModelConfig(hidden=4096, embed=64), batch_size=128, seq_length=256)
 ONE = {"data": 1, "fsdp": 1, "model": 1}
 

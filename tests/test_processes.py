@@ -5,19 +5,14 @@ import socket
 
 import jax
 import pytest
-from launch import assert_same_figures, end, figures, train, write_reviews
 
+from helpers.programs import assert_same_figures, end, figures, train
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
 from mlstm_jax.training import processes
 
 SPREAD = "--mesh.data 1 --mesh.fsdp 2 --mesh.model 2".split()
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.txt")
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reading import BOM, as_csv, as_parquet, complaint, file, headed, packed, put, rows_of, unhurried
 
+from helpers.files import BOM, as_csv, as_parquet, complaint, file, headed, packed, put, rows_of, unhurried
 from mlstm_jax.corpus import lines, records
 from mlstm_jax.corpus.columns import TEXT_KEYS
 from mlstm_jax.corpus.readers import Chunk, Keys, chunks, parse, read_texts, sources

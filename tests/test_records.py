@@ -11,8 +11,8 @@ import warnings
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reading import any_text, complaint, line, packed, put, rows_of, unhurried
 
+from helpers.files import any_text, complaint, line, packed, put, rows_of, unhurried
 from mlstm_jax.corpus import lines, records
 from mlstm_jax.corpus.readers import Chunk, Keys, parse, read_texts
 from mlstm_jax.text import to_bytes, to_text

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reading import any_text, as_csv, as_parquet, put, unhurried
-from test_units import RECORD
 
+from helpers.files import any_text, as_csv, as_parquet, put, unhurried
+from helpers.programs import ROOT
+from helpers.unit_records import RECORD
 from mlstm_jax import unit_record
 from mlstm_jax.cli import score
 from mlstm_jax.cli.program import explain
@@ -32,7 +33,6 @@ from mlstm_jax.sentiment import scores
 from mlstm_jax.sentiment.scores import Review
 from mlstm_jax.text import EMPTY, frame, to_bytes, to_text
 
-ROOT = Path(__file__).parent.parent
 TEXTS = ["I loved it", "a <br /> &amp; café", "bad", "x" * 700, "The worst."]
 
 

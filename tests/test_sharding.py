@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from launch import ROOT, assert_same_figures, end, figures, start, train, write_reviews
 
+from helpers.programs import ROOT, assert_same_figures, end, figures, start, train
 from mlstm_jax.cli.train import run
 from mlstm_jax.config import Config, MeshConfig
 from mlstm_jax.errors import UserError
@@ -30,9 +30,9 @@ WORK = [
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """All that eight.py has to tell."""
+    """All that helpers/eight_devices.py has to tell."""
     folder = tmp_path_factory.mktemp("eight")
-    ended = end(*(start(["-W", "error", ROOT / "tests" / "eight.py", folder, *names], devices=8) for names in WORK))
+    ended = end(*(start(["-W", "error", "-m", "helpers.eight_devices", folder, *names], devices=8) for names in WORK))
     assert [process.status for process in ended] == [0, 0], "".join(process.err[-4000:] for process in ended)
     return {name: json.loads((folder / f"{name}.json").read_text()) for names in WORK for name in names}
 
@@ -214,11 +214,6 @@ def test_units_that_cannot_be_spread_are_one_line_that_says_what_to_change(eight
 
 
 # Runs and their files
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.txt")
 
 
 SPREAD = "--mesh.data 2 --mesh.fsdp 2 --mesh.model 2".split()

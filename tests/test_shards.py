@@ -12,40 +12,21 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.corpora import alone, command, dump, here, killed_at, sums
+from helpers.programs import ROOT, TINY
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import batches, prepare, readers, runs, shards
 from mlstm_jax.corpus.build import build
-from mlstm_jax.disk import atomic, locked
+from mlstm_jax.disk import locked
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
 from mlstm_jax.text import EMPTY, frame
 from mlstm_jax.training import checkpoint
-
-ROOT = Path(__file__).parent.parent
-TINY = str(ROOT / "configs" / "tiny.py")
-
-
-def dump(path, count, seed=0, bad=0):
-    """A dump like that of 2014: strict and loose lines, entities, tags, any letters, empty and doubled reviews."""
-    draw = random.Random(seed)
-    words = 'a good bad film &amp; &quot;so&quot; <br /> naïve 🙂 𝒳 it\'s \\n "x" tea\tcup'.split(" ")
-    lines, texts = [], []
-    for number in range(count):
-        text = "" if number % 17 == 0 else " ".join(draw.choices(words, k=draw.randrange(1, 40)))
-        text = texts[-1] if number % 23 == 1 else text
-        record = {"reviewerID": str(number), "reviewText": text, "overall": float(draw.randrange(1, 6))}
-        lines.append(repr(record) if draw.random() < 0.5 else json.dumps(record, ensure_ascii=draw.random() < 0.5))
-        texts.append(text)
-    for _ in range(bad):
-        lines.insert(draw.randrange(1, len(lines)), '{"reviewText": "cut')
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def split(folder, name):
@@ -56,18 +37,6 @@ def split(folder, name):
 
 def names(folder):
     return [part["name"] for part in json.loads((folder / "manifest.json").read_text())["parts"]]
-
-
-def sums(folder):
-    """What a folder holds, by the name of the file."""
-    return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".npy", ".jsonl")
-    }
-
-
-def here(inputs, out, options, workers=2, **more):
-    with prepare.processes(workers) as spread:
-        return prepare.prepare([str(item) for item in inputs], out, options, spread, **more)
 
 
 @pytest.fixture(scope="module")
@@ -198,21 +167,6 @@ def test_a_folder_may_be_written_into_the_one_that_is_read(reviews, tmp_path, mo
     assert len(prepare.prepare([str(tmp_path)], tmp_path / "out", prepare.Options(3), alone)["sources"]) == 1
 
 
-def killed_at(name):
-    def write(path):
-        if path.name == name:
-            raise UserError("killed")
-        return atomic(path)
-
-    return write
-
-
-def alone(expand, do, items):
-    """A spread that stays in this process."""
-    for item in items:
-        yield from map(do, expand(item))
-
-
 def test_what_cannot_be_prepared_is_one_clear_line(reviews, corpus, tmp_path):
     with pytest.raises(UserError, match="holds a corpus already"):
         here([reviews], corpus, prepare.Options(3))
@@ -270,22 +224,6 @@ def test_neighbouring_parts_share_their_buckets(reviews, corpus, tmp_path, monke
         b"".join(b"".join(split(folder, name)) for name in names(folder)) for folder in (tmp_path / "out", corpus)
     )
     assert found == parts
-
-
-def command(reviews, out):
-    return [
-        sys.executable,
-        "-m",
-        "mlstm_jax",
-        "corpus",
-        str(reviews),
-        "--out",
-        str(out),
-        "--shards",
-        "4",
-        "--workers",
-        "2",
-    ]
 
 
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from reading import as_csv, as_parquet, complaint, headed, packed, put, rows_of, unhurried
 
+from helpers.files import as_csv, as_parquet, complaint, headed, packed, put, rows_of, unhurried
 from mlstm_jax.corpus import dialects
 from mlstm_jax.corpus.readers import Keys, chunks, parse, read_texts, sources
 from mlstm_jax.text import to_bytes, to_text

@@ -6,22 +6,21 @@ import os
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
-import planted
 import pytest
 
+from helpers import planted_model
+from helpers.programs import ROOT
 from mlstm_jax.config import Config
 from mlstm_jax.run import Run
 
-ROOT = Path(__file__).parents[1]
 EVIL = "\x1b]0;title\x07\x9b31m\u202eevil"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted") / f"weights{EVIL}"
-    planted.smileys().save(folder)
+    planted_model.smileys().save(folder)
     return folder
 
 
@@ -40,7 +39,7 @@ def shown(*arguments, status):
 
 def labelled(path, labels):
     """Reviews with smileys and these two labels."""
-    text = planted.reviews(path, n=120).read_text()
+    text = planted_model.write_labelled(path, n=120).read_text()
     for place, label in enumerate(labels):
         text = text.replace(f",{place}\n", f",{label}\n")
     path.write_text(text)

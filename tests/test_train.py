@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch import interrupting
 
 import mlstm_jax
+from helpers.programs import ROOT, TINY, interrupting
 from mlstm_jax import config as configs
 from mlstm_jax.cli import evaluate, sample, train, train_loop
 from mlstm_jax.cli.arguments import stored_config
@@ -30,19 +30,7 @@ from mlstm_jax.model import parameters
 from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding, updates, validation
 
-ROOT = Path(__file__).parent.parent
-TINY = str(ROOT / "configs" / "tiny.py")
 SST = Path(__file__).parent / "data" / "sst"
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    """A file of 300 made reviews, one a line."""
-    words = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "reviews.txt"
-    path.write_text("\n".join(" ".join(rng.choice(words, 15)) for _ in range(300)), encoding="utf-8")
-    return path
 
 
 def arguments(reviews, run_dir, *more):

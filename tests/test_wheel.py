@@ -10,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from launch import write_reviews
 
+from helpers.programs import ROOT, write_reviews
 from mlstm_jax.cli import arguments
 
-ROOT = Path(__file__).parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 pytestmark = pytest.mark.skipif(

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from injury import (
+
+from helpers.accidents import (
     Figures,
     can_mount,
     copied,
@@ -27,8 +28,7 @@ from injury import (
     start,
     tail,
 )
-from test_shards import alone, dump, killed_at, sums
-
+from helpers.corpora import alone, dump, killed_at, sums
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import prepare, readers, runs
 from mlstm_jax.corpus.build import build

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import planted
 import pytest
-from injury import Figures, copied, cut, files, fill, flip, judge, run, tail
-from launch import ROOT, interrupting, write_reviews
 
 import mlstm_jax
+from helpers import planted_model
+from helpers.accidents import Figures, copied, cut, files, fill, flip, judge, run, tail
+from helpers.programs import ROOT, interrupting, write_reviews
 from mlstm_jax import unit_record
 from mlstm_jax.cli import evaluate, score, train
 from mlstm_jax.config import Config
@@ -66,8 +66,8 @@ def runs(folder):
 @pytest.fixture(scope="module")
 def found(folder):
     """A planted model as a folder for a model hub, whose unit has been found."""
-    planted.smileys().save(folder / "model")
-    task = planted.reviews(folder / "task.csv", 60)
+    planted_model.smileys().save(folder / "model")
+    task = planted_model.write_labelled(folder / "task.csv", 60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         evaluate.main(folder / "model", task=str(task))
@@ -224,7 +224,7 @@ class Killed(BaseException):
 def test_state_of_a_scoring(found, tmp_path, monkeypatch):
     """What is known of a half-written output: it goes on to the same bytes, or is refused."""
     figures, out = Figures("part.state of score"), tmp_path / "out.csv"
-    source = planted.reviews(tmp_path / "input.csv", 90)
+    source = planted_model.write_labelled(tmp_path / "input.csv", 90)
     monkeypatch.setattr(score, "ROWS", 20)
     scored = lambda out, **more: score.main(found, (str(source),), out=out, **more)
     scored(tmp_path / "whole.csv")

@@ -5,9 +5,10 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import planted
 import pytest
-from injury import Figures, is_traceback, left_behind, run, signalled, start, tail
+
+from helpers import planted_model
+from helpers.accidents import Figures, is_traceback, left_behind, run, signalled, start, tail
 
 pytestmark = pytest.mark.slow
 
@@ -16,9 +17,9 @@ pytestmark = pytest.mark.slow
 def model(tmp_path_factory):
     """A folder with a planted model whose unit has been found, `task.csv` and, longer, `input.csv`."""
     folder = tmp_path_factory.mktemp("interrupts")
-    planted.smileys().save(folder / "model")
-    planted.reviews(folder / "input.csv", 2000)
-    task = planted.reviews(folder / "task.csv", 120)
+    planted_model.smileys().save(folder / "model")
+    planted_model.write_labelled(folder / "input.csv", 2000)
+    task = planted_model.write_labelled(folder / "task.csv", 120)
     found = run("eval_sst", folder / "model", "--task", task, "--out", folder, XDG_CACHE_HOME=folder / "cache")
     assert found.status == 0, tail(found)
     return folder / "model"

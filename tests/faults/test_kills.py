@@ -6,12 +6,12 @@ import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import planted
 import pytest
-from injury import Figures, end, is_traceback, run, signalled, start, tail
-from launch import ROOT, write_reviews
 
 import mlstm_jax
+from helpers import planted_model
+from helpers.accidents import Figures, end, is_traceback, run, signalled, start, tail
+from helpers.programs import ROOT, write_reviews
 from mlstm_jax.run import Run
 
 pytestmark = pytest.mark.slow
@@ -75,11 +75,11 @@ def test_training_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
 
 def test_scoring_killed_at_any_moment_ends_in_the_same_bytes(tmp_path):
     figures, draw = Figures("kills of scoring"), random.Random(1)
-    planted.smileys().save(tmp_path / "model")
-    task = planted.reviews(tmp_path / "task.csv", 60)
+    planted_model.smileys().save(tmp_path / "model")
+    task = planted_model.write_labelled(tmp_path / "task.csv", 60)
     found = run("eval_sst", tmp_path / "model", "--task", task, XDG_CACHE_HOME=tmp_path / "cache")
     assert found.status == 0, tail(found)
-    source = planted.reviews(tmp_path / "input.csv", 4000)
+    source = planted_model.write_labelled(tmp_path / "input.csv", 4000)
     for name in ("scored.csv", "scored.jsonl", "again.csv"):
         whole, out = tmp_path / f"whole-{name}", tmp_path / name
         ended = run(SMALL, tmp_path / "model", source, "--out", whole)

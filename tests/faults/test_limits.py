@@ -2,10 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import planted
 import pytest
-from injury import Figures, can_mount, few_descriptors, is_traceback, run, small_disk, tail
-from launch import ROOT, write_reviews
+
+from helpers import planted_model
+from helpers.accidents import Figures, can_mount, few_descriptors, is_traceback, run, small_disk, tail
+from helpers.programs import ROOT, write_reviews
 
 pytestmark = pytest.mark.slow
 
@@ -15,9 +16,9 @@ def inputs(tmp_path_factory):
     """A folder with a planted model whose unit has been found, and texts for every program."""
     folder = tmp_path_factory.mktemp("limits")
     write_reviews(folder / "reviews.txt")
-    planted.reviews(folder / "input.csv", 400)
-    planted.smileys().save(folder / "model")
-    task = planted.reviews(folder / "task.csv", 60)
+    planted_model.write_labelled(folder / "input.csv", 400)
+    planted_model.smileys().save(folder / "model")
+    task = planted_model.write_labelled(folder / "task.csv", 60)
     found = run("eval_sst", folder / "model", "--task", task, "--out", folder, XDG_CACHE_HOME=folder / "cache")
     assert found.status == 0, tail(found)
     return folder

@@ -1,4 +1,4 @@
-"""train.py in processes of their own, with as many devices as a test asks for."""
+"""Programs in processes of their own: train.py, with as many devices as a test asks for."""
 
 import os
 import subprocess
@@ -12,7 +12,8 @@ import numpy as np
 
 from mlstm_jax.run import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "configs" / "tiny.py")
 WORDS = "a an the good bad film plot actor it was is not very dull great <br /> &amp; café".split()
 SHORT = "--batch-size 8 --updates 12 --log-every 1 --eval-every 6 --sample-every 0 --save-every 4".split()
 
@@ -45,21 +46,22 @@ def write_reviews(path):
 def start(command, devices, **more):
     """Start Python with so many devices. It compiles quickly rather than well: what it compiles runs a few times."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX_COORDINATOR"))}
+    ours["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=(out := tempfile.TemporaryFile("w+", encoding="utf-8")),
         stderr=(err := tempfile.TemporaryFile("w+", encoding="utf-8")),
-        env=ours | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | more,
+        env=ours | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more,
     )
     return process, out, err
 
 
 def train(reviews, run_dir, *arguments, devices=1, at=None, **more):
     """Start train.py on a short run; `at` is a batch at which it sends itself a signal, and the signal."""
-    script = ["train.py"] if at is None else ["tests/signalled.py", *map(int, at)]
-    named = ["--config", ROOT / "configs" / "tiny.py", "--data", reviews, "--run-dir", run_dir]
-    return start([ROOT / script[0], *script[1:], *named, *SHORT, *arguments], devices, **more)
+    script = [ROOT / "train.py"] if at is None else ["-m", "helpers.signalled_training", *map(int, at)]
+    named = ["--config", TINY, "--data", reviews, "--run-dir", run_dir]
+    return start([*script, *named, *SHORT, *arguments], devices, **more)
 
 
 def end(*started, timeout=240):

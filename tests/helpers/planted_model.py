@@ -51,7 +51,7 @@ def random_weights() -> LanguageModel:
     return LanguageModel(parameters.init(CONFIG, seed=1), Path("random"))
 
 
-def reviews(path: Path, n: int = 500, wrong: float = 0.1) -> Path:
+def write_labelled(path: Path, n: int = 500, wrong: float = 0.1) -> Path:
     """A CSV file of texts that begin with a smiley, which tells the label but for a share that is `wrong`."""
     rng = np.random.default_rng(0)
     rows = ["text,sentiment"]

@@ -1,6 +1,6 @@
 """Accidents on purpose: killed processes, damaged files, full disks, few descriptors; and a count of what came of each.
 
-`python -m pytest tests/faults -m slow -s` runs them all and prints a line of figures for every kind.
+`python -m pytest tests/faults -m slow -n 0 -s` runs them all and prints a line of figures for every kind.
 """
 
 import contextlib
@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch import ROOT, Ended
-
+from helpers.programs import ROOT, Ended
 from mlstm_jax.errors import UserError
 from mlstm_jax.training import checkpoint
 

@@ -1,6 +1,6 @@
 """What test_sharding.py looks at, computed on eight devices, which a process has or has not from its start on.
 
-`python tests/eight.py FOLDER NAME...` writes FOLDER/NAME.json for every name of a function below.
+`python -m helpers.eight_devices FOLDER NAME...` writes FOLDER/NAME.json for every name of a function below.
 """
 
 import json
@@ -9,13 +9,13 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
-import conftest  # noqa: F401  (annotations are checked here too)
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import conftest  # noqa: F401  (annotations are checked here too)
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.corpus.batches import scoring_batches
 from mlstm_jax.errors import UserError
