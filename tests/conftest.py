@@ -1,9 +1,22 @@
-"""Tests run strict: shapes checked, no silent broadcast of ranks, warnings are errors (pyproject.toml)."""
+"""Tests run strict: shapes checked, no silent broadcast of ranks, warnings are errors (pyproject.toml).
 
+A program is compiled once a session: its processes share a cache of jax's, also those that tests start.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in two thirds of the time
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a process of a session
+    cache = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # What a killed process has half written, or another one writes just now, is compiled again.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 
 import pytest
 from beartype import BeartypeConf, beartype

@@ -153,8 +153,8 @@ def rows():
 
 
 def restored():
-    """The fingerprint and digest of a state as it is saved on 2 x 2 x 2 devices, and as it is restored on others."""
-    tell = lambda state: [checkpoint.fingerprint(state), checkpoint.digest(state)]
+    """The fingerprints and digest of a state as it is saved on 2 x 2 x 2 devices, and as it is restored on others."""
+    tell = lambda state: [*map(checkpoint.fingerprint, checkpoint._parts(state)), checkpoint.digest(state)]
     state = state_on((2, 2, 2))
     with checkpoint.Saver(Run(FOLDER), keep=1) as saver:
         saver.save(state, checkpoint.Meta(config_on((2, 2, 2)), data="", start=0, end=1))
