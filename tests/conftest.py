@@ -5,7 +5,10 @@ A program is compiled once a session: its processes share a cache of jax's, also
 
 import atexit
 import os
+import runpy
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,7 +33,8 @@ _hook = install_import_hook("mlstm_jax", "conftest.typechecker")
 
 import jax  # noqa: E402
 
-from helpers.programs import write_reviews  # noqa: E402
+from helpers.programs import ROOT, Ended, write_reviews  # noqa: E402
+from mlstm_jax import signals  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -51,3 +55,27 @@ def golden():
 def reviews(tmp_path_factory):
     """A file of 300 made reviews, one a line."""
     return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.txt")
+
+
+@pytest.fixture
+def run_here(capfd, monkeypatch):
+    """Runs a program as it stands, but in this process: another one would first import all that this one has.
+
+    The program is a script of the checkout, or `mlstm COMMAND`.
+    """
+
+    def run(program, *arguments):
+        script, *command = program.split()
+        path = "mlstm_jax/__main__.py" if script == "mlstm" else script
+        monkeypatch.setattr(sys, "argv", [script, *command, *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in signals.ending()}
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / path), run_name="__main__")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return Ended(ended.value.code or 0, *capfd.readouterr())
+
+    return run

@@ -5,8 +5,6 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -18,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlstm_jax
-from helpers.programs import ROOT
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.language_model import LanguageModel
@@ -445,12 +442,13 @@ def test_a_path_that_climbs_out_of_the_folder_is_not_followed(golden, tmp_path):
 
 @pytest.mark.parametrize("harm", ["npy-runs", "zip-bomb"])
 @pytest.mark.parametrize("program", ["eval_sst.py", "sample.py"])
-def test_the_programs_end_with_status_2_and_one_line(harm, program, tmp_path):
+def test_the_programs_end_with_status_2_and_one_line(harm, program, tmp_path, monkeypatch, run_here):
     _, file, make = HARM[harm]
     (tmp_path / file).write_bytes(make())
-    done = subprocess.run([sys.executable, ROOT / program, file], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {file} cannot be read: ") and done.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    ended = run_here(program, file)
+    assert ended.status == 2 and ended.out == ""
+    assert ended.err.startswith(f"error: {file} cannot be read: ") and ended.err.count("\n") == 1
     assert os.listdir(tmp_path) == [file]
 
 

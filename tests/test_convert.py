@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pickletools
-import subprocess
 import sys
 import types
 import warnings
@@ -20,7 +19,6 @@ import safetensors.numpy
 from jaxtyping import TypeCheckError
 
 import mlstm_jax
-from helpers.programs import ROOT
 from mlstm_jax import unit_record
 from mlstm_jax.cli import evaluate, sample
 from mlstm_jax.config import ModelConfig
@@ -440,15 +438,14 @@ def test_a_card_says_what_is_not_known(lm, tmp_path, monkeypatch):
         mlstm_jax.load(tmp_path / "hub")
 
 
-def test_the_command_line_converts_and_ends_with_2_where_it_cannot(golden, tmp_path):
-    command = [sys.executable, "-m", "mlstm_jax", "convert"]
-    run = lambda *args: subprocess.run([*command, *args], cwd=tmp_path, capture_output=True, text=True, env=env)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    done = run(str(golden / "openai" / "model"), "out", "--format", "seed")
-    assert done.returncode == 0 and "wrote out" in done.stdout
+def test_the_command_line_converts_and_ends_with_2_where_it_cannot(golden, tmp_path, monkeypatch, run_here):
+    monkeypatch.chdir(tmp_path)
+    convert = lambda: run_here("mlstm convert", golden / "openai" / "model", "out", "--format", "seed")
+    done = convert()
+    assert done.status == 0 and "wrote out" in done.out
     assert mlstm_jax.load(tmp_path / "out" / "model.npy").digest == mlstm_jax.load(golden / "openai" / "model").digest
-    again = run(str(golden / "openai" / "model"), "out", "--format", "seed")
-    assert again.returncode == 2 and again.stderr == "error: out exists already; name a new folder\n"
+    again = convert()
+    assert again.status == 2 and again.err == "error: out exists already; name a new folder\n"
 
 
 def test_a_conversion_that_fails_leaves_nothing_half_written(lm, tmp_path, monkeypatch):

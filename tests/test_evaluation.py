@@ -15,7 +15,6 @@ import pytest
 import tyro
 
 from helpers import planted_model
-from helpers.programs import ROOT
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
@@ -321,11 +320,11 @@ def test_several_classes_have_a_probe_each(weights, tmp_path, capsys):
     assert found["accuracy_all"] > 0.9 and found["accuracy_majority"] < 0.5
 
 
-def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_path):
+def test_a_class_that_no_terminal_can_show_is_shown_all_the_same(weights, tmp_path, run_here):
     rows = [{"text": f"{'abc'[i % 3]} {i}", "label": ("\ud800", "\udcff", "\x1b[31m")[i % 3]} for i in range(90)]
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = command(weights, "--task", tmp_path / "odd.jsonl")
-    assert done.returncode == 0 and "3 classes" in done.stdout and "\x1b" not in done.stdout, done.stderr
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "odd.jsonl")
+    assert ended.status == 0 and "3 classes" in ended.out and "\x1b" not in ended.out, ended.err
 
 
 def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, monkeypatch):
@@ -368,12 +367,6 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     assert [row[0] for row in rows] == ["4", "12"]
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "eval_sst.py", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -387,21 +380,21 @@ def command(*arguments):
         ),
     ],
 )
-def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, content, says):
+def test_what_is_no_task_is_one_line_and_status_2(weights, tmp_path, run_here, content, says):
     (tmp_path / "mine.csv").write_text(content)
-    done = command(weights, "--task", tmp_path / "mine.csv")
-    assert done.returncode == 2 and done.stdout == ""
-    *_, last = done.stderr.splitlines()
-    assert says in last and last.startswith("error: ") and "Traceback" not in done.stderr
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "mine.csv")
+    assert ended.status == 2 and ended.out == ""
+    *_, last = ended.err.splitlines()
+    assert says in last and last.startswith("error: ") and "Traceback" not in ended.err
 
 
-def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path):
+def test_nul_lone_surrogates_words_as_labels_and_a_megabyte_are_evaluated(weights, tmp_path, run_here):
     rows = [
         {"text": f":{')('[i % 2]} {'abcdefgh'[i % 8]} \0 \ud800 {i}", "label": ("good", "bad")[i % 2]}
         for i in range(90)
     ]
     rows.append({"text": ":) " + "a " * 500_000, "label": "good"})
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = command(weights, "--task", tmp_path / "mine.jsonl", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["unit"] == planted_model.UNIT
+    ended = run_here("eval_sst.py", weights, "--task", tmp_path / "mine.jsonl", "--json")
+    assert ended.status == 0, ended.err
+    assert json.loads(ended.out)["unit"] == planted_model.UNIT

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from helpers.programs import ROOT
+from helpers.programs import ROOT, TINY
+from mlstm_jax.cli import train
 
 # One process does all that a user does with a small model, in its own folder, and prints what came out.
 PROGRAM = """
@@ -74,15 +75,16 @@ def start(tmp_path_factory):
     words = ("bad", "dull"), ("good", "great")
     rows = [f"I think that number {i} is {rng.choice(words[i % 2])}.,{i % 2}" for i in range(80)]
     (folder / "reviews.csv").write_text("\n".join(["text,label", *rows, ""]))
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "tiny.py")]
-    command += "--data reviews.csv --validation-fraction 0.2 --updates 4 --sample-every 0 --run-dir healthy".split()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    settings = "--data reviews.csv --validation-fraction 0.2 --updates 4 --sample-every 0 --run-dir healthy".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train.run(["--config", TINY, *settings]) == 0
     return folder
 
 
 def outcome(start, folder, mode):
     shutil.copytree(start, folder)
-    command = [sys.executable, "-c", PROGRAM, str(ROOT / "configs" / "tiny.py")]
+    command = [sys.executable, "-c", PROGRAM, TINY]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | MODES[mode]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

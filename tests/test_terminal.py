@@ -2,15 +2,11 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import unicodedata
 
 import pytest
 
 from helpers import planted_model
-from helpers.programs import ROOT
 from mlstm_jax.config import Config
 from mlstm_jax.run import Run
 
@@ -24,17 +20,21 @@ def weights(tmp_path_factory):
     return folder
 
 
-def shown(*arguments, status):
-    """All that a program prints."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=120)
-    text = (done.stdout + done.stderr).decode()
-    assert done.returncode == status, text
-    assert "Traceback" not in text and "evil" in text, text
-    controls = [c for c in text if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t"]
-    assert not controls, (controls, text)
-    return text
+@pytest.fixture
+def shown(run_here, monkeypatch):
+    """Gives all that a program prints."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*command, status):
+        ended = run_here(*command)
+        text = ended.out + ended.err
+        assert ended.status == status, text
+        assert "Traceback" not in text and "evil" in text, text
+        controls = [c for c in text if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t"]
+        assert not controls, (controls, text)
+        return text
+
+    return run
 
 
 def labelled(path, labels):
@@ -46,16 +46,16 @@ def labelled(path, labels):
     return path
 
 
-def test_evaluation_and_score(weights, tmp_path):
+def test_evaluation_and_score(weights, tmp_path, shown):
     file = labelled(tmp_path / f"{EVIL}.csv", (f"bad{EVIL}", f"good{EVIL}"))
     assert "with --positive" in shown("eval_sst.py", weights, "--task", file, status=2)
     arguments = ("--task", file, "--positive", f"good{EVIL}", "--report", tmp_path / f"report{EVIL}")
     arguments += ("--samples", "2", "--sample-length", "20")
     assert "positive = good\ufffd" in shown("eval_sst.py", weights, *arguments[:4], status=0)
-    shown("-m", "mlstm_jax", "score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
+    shown("mlstm score", weights, file, "--out", tmp_path / f"out{EVIL}.csv", status=0)
     empty = tmp_path / f"empty{EVIL}.jsonl"
     empty.write_text('{"text": ""}\n{broken' + EVIL)
-    shown("-m", "mlstm_jax", "score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
+    shown("mlstm score", weights, empty, "--out", tmp_path / f"none{EVIL}.csv", status=2)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_evaluation_and_score(weights, tmp_path):
         ("a.csv", f"text,label\nx,1{EVIL}\n"),
     ],
 )
-def test_keys_columns_and_labels_in_errors(weights, tmp_path, name, content):
+def test_keys_columns_and_labels_in_errors(weights, tmp_path, shown, name, content):
     (tmp_path / name).write_text(content)
     assert shown("eval_sst.py", weights, "--task", tmp_path / name, status=2).count("error: ") == 1
 
 
-def test_a_strangers_run(tmp_path):
+def test_a_strangers_run(tmp_path, shown):
     run = tmp_path / "run"
     config = Config(data=f"none{EVIL}", run_dir=str(run))
     run.mkdir()

@@ -586,7 +586,7 @@ def script(name, *args, env=None):
     )
 
 
-def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, tmp_path):
+def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, tmp_path, run_here):
     for name, *args in (
         ("train.py", "--data", tmp_path / "missing.csv", "--run-dir", tmp_path / "run"),
         ("sample.py", finished, "--clamp", "16=1.0"),
@@ -595,9 +595,9 @@ def test_the_scripts_end_with_status_2_and_one_line_never_a_traceback(finished, 
         ("train.py", "--run-dir", ROOT / "README.md" / "run"),
         ("eval_sst.py", finished, "--data", tmp_path),
     ):
-        done = script(name, *args)
-        assert done.returncode == 2, (name, args, done.stderr)
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        ended = run_here(name, *args)
+        assert ended.status == 2, (name, args, ended.err)
+        assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
 
 
 @pytest.mark.parametrize("name", ["train.py", "sample.py"])
