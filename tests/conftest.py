@@ -4,6 +4,7 @@ A program is compiled once a session: its processes share a cache of jax's, also
 """
 
 import atexit
+import gc
 import os
 import runpy
 import shutil
@@ -23,9 +24,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a process of a
 
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 pytest.register_assert_rewrite("helpers")
+settings.register_profile("unhurried", deadline=None)  # a machine may be busy
+settings.load_profile("unhurried")
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 # Before anything of the package is imported: every annotation becomes a check.
@@ -33,10 +37,17 @@ _hook = install_import_hook("mlstm_jax", "conftest.typechecker")
 
 import jax  # noqa: E402
 
-from helpers.programs import ROOT, Ended, write_reviews  # noqa: E402
+from helpers.programs import ROOT, SHORT, TINY, Ended, write_reviews  # noqa: E402
 from mlstm_jax import signals  # noqa: E402
+from mlstm_jax.cli import train  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays: no search for garbage needs to look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +66,14 @@ def golden():
 def reviews(tmp_path_factory):
     """A file of 300 made reviews, one a line."""
     return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.txt")
+
+
+@pytest.fixture(scope="session")
+def whole(reviews, tmp_path_factory):
+    """What `helpers.programs.train` trains, on one device and never interrupted."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.run(["--config", TINY, "--data", str(reviews), "--run-dir", str(run_dir), *SHORT]) == 0
+    return run_dir
 
 
 @pytest.fixture

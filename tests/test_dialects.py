@@ -135,7 +135,7 @@ def test_what_contradicts_the_dialect_later_is_a_bad_row(tmp_path):
         b'text\tlabel\n"a\t1\n"b\t0\n': b'a \\"b\\"\t1\na\tb\t1\n',
     }
     for head, rows in later.items():
-        filler = b"".join(b"row %d%s1\n" % (i, b"\t" if b"\t" in head else b",") for i in range(120_000))
+        filler = b"".join(b"row %0100d%s1\n" % (i, b"\t" if b"\t" in head else b",") for i in range(12_000))
         found, error = rows_of(put(tmp_path / "a.csv", head + filler + rows))
         assert error is None and [bool(row[3]) for row in found[-3:]] == [False, True, True]
 

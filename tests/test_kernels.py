@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.programs import TINY
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.model import kernels, parameters
@@ -92,17 +93,15 @@ def test_sizes_that_the_kernels_cannot_do_have_a_reason(reason, says):
     assert reason is None if says is None else re.search(says, reason)
 
 
-def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(tmp_path, capsys):
+def test_the_plain_loops_are_taken_where_there_are_no_kernels_and_that_is_said(reviews, tmp_path, capsys):
     mesh = sharding.one_device()
     assert kernels.choose(Config(), mesh, "float32") == (None, None)
     assert kernels.choose(Config(kernels="pallas", remat_every=64), mesh, "float32")[1].endswith("computes again")
-    data = tmp_path / "reviews.txt"
-    data.write_text("".join(f"A film of {n} minutes, with a good end.\n" for n in range(50)))
-    settings = "--model.hidden 8 --batch-size 2 --seq-length 8 --updates 2 --eval-bytes 100 --sample-every 0".split()
+    settings = ["--config", TINY, "--data", str(reviews), "--updates", "2", "--sample-every", "0"]
     bits = []
     for name in ("xla", "pallas"):
         run = tmp_path / name
-        assert train.run(["--data", str(data), "--run-dir", str(run), "--kernels", name, *settings]) == 0
+        assert train.run([*settings, "--run-dir", str(run), "--kernels", name]) == 0
         bits.append([row.get("bits_per_byte") for row in Run(run).read_metrics()])
         assert ("the plain ones instead of pallas: there are no kernels for cpu" in capsys.readouterr().out) == (
             name == "pallas"

@@ -11,7 +11,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from helpers.programs import ROOT
+from helpers.programs import ROOT, TINY
 from mlstm_jax import hardware
 from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
@@ -107,7 +107,7 @@ def test_an_estimate_adds_up():
 def here(monkeypatch):
     """A plan whose chips are this machine's devices, so that it is compiled for them."""
     monkeypatch.setattr(plan, "_devices", lambda topology, name: jax.devices()[:1])
-    return ["--config", str(ROOT / "configs" / "tiny.py"), "--plan", "v5e:1x1"]
+    return ["--config", TINY, "--plan", "v5e:1x1"]
 
 
 def test_json_has_the_figures_that_the_words_are_made_of(here, capsys):
@@ -147,7 +147,7 @@ def test_json_of_an_update_that_the_compiler_refuses(here, monkeypatch, capsys):
 
 def test_json_without_a_plan_is_refused():
     with pytest.raises(UserError, match="--json goes with --plan"):
-        train.run(["--config", str(ROOT / "configs" / "tiny.py"), "--json"])
+        train.run(["--config", TINY, "--json"])
 
 
 def test_devices_share_the_work_and_pay_for_talking():
@@ -207,8 +207,8 @@ def test_a_missing_plugin_is_named(monkeypatch, name, module, extra):
         train.run(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
 
 
-def test_a_run_explains_itself(tmp_path, capsys):
-    args = ["--config", str(ROOT / "configs" / "tiny.py"), "--run-dir", str(tmp_path / "run"), "--updates", "4"]
+def test_a_run_explains_itself(reviews, tmp_path, capsys):
+    args = ["--config", TINY, "--data", str(reviews), "--run-dir", str(tmp_path / "run"), "--updates", "4"]
     assert train.run([*args, "--model.hidden", "256", "--profile", "1"]) == 0
     out = capsys.readouterr().out
     assert f"1 x {jax.devices()[0].platform}" in out and "mesh: data 1, fsdp 1, model 1" in out

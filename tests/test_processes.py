@@ -15,20 +15,6 @@ from mlstm_jax.training import processes
 SPREAD = "--mesh.data 1 --mesh.fsdp 2 --mesh.model 2".split()
 
 
-@pytest.fixture(scope="module")
-def runs(reviews, tmp_path_factory):
-    """Two runs of one process on one device: one of 12 updates, and one that was stopped after six of them."""
-    folder = tmp_path_factory.mktemp("runs")
-    whole, stopped = train(reviews, folder / "whole"), train(reviews, folder / "stopped", at=(5, signal.SIGTERM))
-    assert [process.status for process in end(whole, stopped)] == [0, 143]
-    return folder
-
-
-@pytest.fixture
-def whole(runs):
-    return runs / "whole"
-
-
 def free_port():
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -82,8 +68,10 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_device_resumes(
     assert_same_figures(run_dir, whole)
 
 
-def test_a_run_of_one_device_is_resumed_by_two_processes_of_a_slurm_job(runs, whole, reviews):
-    run_dir = runs / "stopped"
+def test_a_run_of_one_device_is_resumed_by_two_processes_of_a_slurm_job(whole, reviews, tmp_path):
+    run_dir = tmp_path / "stopped"
+    (stopped,) = end(train(reviews, run_dir, at=(5, signal.SIGTERM)))
+    assert stopped.status == 143
     first, second = two_by_slurm(reviews, run_dir, *SPREAD)
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert "after update 6" in first.out and of_ours(second.out) == []

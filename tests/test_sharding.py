@@ -219,19 +219,10 @@ def test_units_that_cannot_be_spread_are_one_line_that_says_what_to_change(eight
 SPREAD = "--mesh.data 2 --mesh.fsdp 2 --mesh.model 2".split()
 
 
-@pytest.fixture(scope="module")
-def runs(reviews, tmp_path_factory):
-    """A run on one device, never interrupted, and one on eight that was killed after its tenth update."""
-    folder = tmp_path_factory.mktemp("runs")
-    whole = train(reviews, folder / "whole")
-    killed = train(reviews, folder / "killed", *SPREAD, devices=8, at=(10, signal.SIGKILL))
-    assert [process.status for process in end(whole, killed)] == [0, -signal.SIGKILL]
-    return folder
-
-
-def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(runs, reviews, tmp_path):
-    shutil.copytree(runs / "killed", tmp_path / "one")
-    shutil.copytree(runs / "killed", tmp_path / "four")
+def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(whole, reviews, tmp_path):
+    (killed,) = end(train(reviews, tmp_path / "one", *SPREAD, devices=8, at=(10, signal.SIGKILL)))
+    assert killed.status == -signal.SIGKILL
+    shutil.copytree(tmp_path / "one", tmp_path / "four")
     assert figures(tmp_path / "one", "bits_per_byte")[0] == [*range(1, 11)]
     saved = max(Run(tmp_path / "one").steps())
     assert saved in (4, 8), "the last one may not have been whole yet"
@@ -239,7 +230,7 @@ def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(runs, reviews,
     four = train(reviews, tmp_path / "four", "--mesh.data", "2", "--mesh.fsdp", "2", devices=4)
     for process, name in zip(end(one, four), ("one", "four"), strict=True):
         assert process.status == 0 and f"after update {saved}\n" in process.out, process.err
-        assert_same_figures(tmp_path / name, runs / "whole")
+        assert_same_figures(tmp_path / name, whole)
 
 
 def test_a_mesh_that_does_not_fit_makes_no_run(reviews, tmp_path):
