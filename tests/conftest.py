@@ -45,6 +45,12 @@ program.listen()  # tests see what the programs show
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files come first: at the end no process has to wait for another one."""
+    longest = ("test_sharding.py", "test_train.py", "test_processes.py", "test_modes.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 def pytest_collection_finish():
     """What is there before the first test stays: no search for garbage needs to look at it."""
     gc.collect()

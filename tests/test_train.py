@@ -620,7 +620,7 @@ def test_training_needs_no_optional_package(reviews, tmp_path):
         env={"PYTHONPATH": str(tmp_path / "blocked")},
     )
     assert done.returncode == 0, done.stderr
-    assert "no TensorBoard files" in done.stdout and "left out: loss curve: matplotlib" in done.stderr
+    assert "no TensorBoard files" in done.stderr and "left out: loss curve: matplotlib" in done.stderr
     assert not (tmp_path / "run" / "loss_curve.png").exists() and Run(tmp_path / "run").steps() == [5]
 
 
