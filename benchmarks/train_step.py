@@ -216,6 +216,8 @@ def one_width(
     json: Path | None,
 ) -> dict[str, np.ndarray]:
     """Check and time all programs at one width; seconds of each by its name."""
+    if peers and compile and torch:
+        torch.compiler.reset()  # it keeps a few forms of a function only
     params = parameters.init(ModelConfig(hidden=hidden), seed=0)
     programs: dict[str, Update] = {}
     for name in precision:

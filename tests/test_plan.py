@@ -18,7 +18,7 @@ from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
 from mlstm_jax.planning import hlo, plan
-from mlstm_jax.training import sharding
+from mlstm_jax.training import sharding, updates
 
 PAPER = Config(model=ModelConfig(hidden=4096, embed=64), batch_size=128, seq_length=256)
 ONE = {"data": 1, "fsdp": 1, "model": 1}
@@ -221,6 +221,22 @@ def test_a_run_explains_itself(reviews, tmp_path, capsys):
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+@pytest.mark.parametrize(
+    "flags, there", [("fpu avx512_bf16", True), ("fpu amx_bf16 sse", True), ("fpu avx512f", False)]
+)
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_cpu_with_bfloat16_products_is_pointed_out_where_none_was_asked_for(
+    monkeypatch, tmp_path, flags, there, precision
+):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor : 0\nflags : fpu {flag} sse\n")
+    assert hardware.cpu_has_bfloat16(info) == there and not hardware.cpu_has_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(plan, "cpu_has_bfloat16", lambda: there)
+    config, mesh = Config(model=ModelConfig(hidden=8, embed=4), precision=precision), sharding.one_device()
+    lines = plan.explain(config, updates.draw_state(config, mesh), mesh, "float32", 1)
+    assert any("`precision` bfloat16" in line for line in lines) == (there and precision == "auto")
 
 
 def planned(*args):

@@ -155,6 +155,14 @@ def test_in_bfloat16_the_gradient_is_close_to_that_in_float32(params, data, rema
         assert 0 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-2
 
 
+def test_in_bfloat16_the_loss_is_within_a_hundredth_of_that_in_float32(params, data):
+    exact, narrow = (
+        jax.jit(partial(updates.gradient, precision=precision))(params, data, some_state(3)).nats
+        for precision in ("float32", "bfloat16")
+    )
+    assert 0 < abs(exact - narrow) < 1e-2
+
+
 @pytest.mark.parametrize("remat_every", [0, 4])
 def test_hand_written_gradient_equals_finite_differences_in_float64(params, data, remat_every):
     with jax.enable_x64(True):

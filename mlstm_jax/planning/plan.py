@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.errors import UserError
-from mlstm_jax.hardware import CHIPS, Chip, chip_of, flops_per_byte, parameters
+from mlstm_jax.hardware import CHIPS, Chip, chip_of, cpu_has_bfloat16, flops_per_byte, parameters
 from mlstm_jax.planning.hlo import Loop, collectives, elements, time_loops
 from mlstm_jax.planning.topology import _devices
 
@@ -199,6 +199,8 @@ def explain(config: Config, state: "TrainState", mesh: Mesh, precision: Precisio
     per_byte = flops_per_byte(config.model)
     total = per_byte * config.batch_size * config.seq_length * updates
     yield f"{per_byte:,} floating-point operations a byte, {total:.2g} in {updates:,} updates"
+    if device.platform == "cpu" and config.precision == "auto" and cpu_has_bfloat16():
+        yield "this CPU has bfloat16 products: `precision` bfloat16 takes half to two thirds of the time"
     chip = chip_of(device.device_kind)
     if chip is None and device.platform != "cpu":
         yield f"the peak rate of {device.device_kind} is not known here: no utilization is reported"
