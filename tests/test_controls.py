@@ -79,6 +79,23 @@ def test_noise_is_not_learnt_from_any_number_of_labels():
     assert all(abs(row.mean_all - 0.5) < 0.07 and abs(row.mean_unit - 0.5) < 0.07 for row in learnt)
 
 
+@pytest.mark.parametrize("commoner", [0, 1])
+def test_few_labels_start_at_the_majority(commoner):
+    rng = np.random.default_rng(5)
+    draw = lambda n: Examples(
+        rng.normal(size=(n, HIDDEN)).astype(np.float32), np.where(rng.random(n) < 0.7, commoner, 1 - commoner)
+    )
+    train, test = draw(400), draw(300)
+    majority = float(np.mean(test.y == commoner))
+    first, *_ = controls.label_efficiency(train, test, 0.5, PLANTED, samples=4)
+    assert (first.n, first.mean_all, first.mean_unit) == (1, majority, majority)
+    assert first.deviation_all == first.deviation_unit == 0
+    # With a penalty that leaves no unit, no number of labels takes the probe below it.
+    nothing = controls.label_efficiency(train, test, 1e-4, PLANTED, samples=4)
+    assert [row.mean_all for row in nothing] == [pytest.approx(majority)] * len(nothing)
+    assert controls.stability(train, 1e-4, samples=3) == [None] * 3
+
+
 def test_test_labels_change_no_fit_of_label_efficiency(monkeypatch):
     flipped = TEST._replace(y=1 - TEST.y)
     one, other = (controls.label_efficiency(TRAIN, t, 0.5, PLANTED, samples=3) for t in (TEST, flipped))

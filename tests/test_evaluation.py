@@ -140,6 +140,23 @@ def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
     assert "0 of 1" in shown and "best alone" in shown and "held-out" not in shown
 
 
+def test_a_probe_without_a_unit_says_so_answers_the_majority_and_ranks_no_weight(run, sst, capsys):
+    run.silent = True
+    for path in sst.iterdir():  # two positive texts of three, and the features say nothing
+        rows = [f"{int(i % 3 > 0)},{path.name} {i}" for i in range(30)]
+        path.write_text("\n".join(["label,sentence", *rows, ""]))
+    evaluate.main(run.path, data=sst, label_efficiency=True, json=True)
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert found["units_used"] == 0 and found["accuracy_all"] == found["accuracy_majority"] == 2 / 3
+    assert f"the probe uses no unit: it calls every text positive, the commoner class; unit {found['unit']} is" in (
+        streams.err
+    )
+    header, *rows = found["tables"]["Three rankings"]
+    assert header[:2] == ["coefficient", "accuracy alone"] and all(row[0] == "" != row[1] for row in rows) and rows
+    assert {row[1] for row in found["tables"]["Label efficiency"][1:]} == {"66.67% ± 0.00%"}
+
+
 def test_other_features_point_to_the_cell(run, sst, capsys):
     evaluate.main(run.path, data=sst, feature="tanh_cell")
     assert "--feature cell" in capsys.readouterr().out

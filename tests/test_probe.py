@@ -42,6 +42,34 @@ def test_probe_equals_scikit_learn_called_directly():
     assert probe.units_used(found) == np.count_nonzero(best.coef_)
 
 
+@pytest.mark.parametrize("commoner", [0, 1])
+def test_a_probe_without_a_unit_answers_the_commoner_class_and_others_are_scikit_learns(commoner):
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(400) < 0.68, commoner, 1 - commoner)
+    x = rng.normal(size=(400, 20)).astype(np.float32)
+    used = []
+    for c in probe.STRENGTHS:
+        (found,) = probe.fit_each(probe.Examples(x, y), [(None, c)])
+        direct = LogisticRegression(l1_ratio=1.0, solver="liblinear", C=c, random_state=42).fit(x, y)
+        used.append(probe.units_used(found))
+        np.testing.assert_array_equal(found.coefficients, direct.coef_[0])
+        if used[-1]:
+            assert found.intercept == direct.intercept_[0]
+        else:
+            np.testing.assert_array_equal(probe.right(found, x, y), y == commoner)
+            assert 1 / (1 + np.exp(-found.intercept)) == pytest.approx(y.mean())
+    assert used[0] == 0 < used[-1]
+
+
+def test_a_probe_that_uses_units_has_to_beat_the_commoner_class():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(200, 20)).astype(np.float32), (rng.random(200) < 0.7).astype(np.int64)
+    found = probe.fit(x[:100], y[:100], x[100:], y[100:])
+    assert probe.units_used(found) == 0 and found.c == probe.STRENGTHS[0]
+    assert probe.accuracy(found, x[100:], y[100:]) == y[100:].mean() > 0.6
+    assert probe.units_used(probe.fit(*TRAIN, *DEV)) > 0
+
+
 def test_first_best_strength_wins_a_tie():
     x, y = planted(200, 3)
     separable = np.where(y == 1, 1.0, -1.0)[:, None].astype(np.float32) * 5

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,12 +79,15 @@ def the_unit(model: Model, found: Found, majority: float, folder: Path) -> Secti
 
 
 def rankings(found: Found, most: int = 5) -> Section:
-    """The first units by each ranking."""
+    """The first units by each ranking; a unit without a coefficient has no place in that one."""
     ranked = probe.rank(found.probe, *found.train)
     show = lambda ranking, unit: f"{unit} ({'+' if ranking.sign[unit] > 0 else '-'}) {ranking.score[unit]:.3g}"
-    columns = [[show(ranking, unit) for unit in ranking.order[:most].tolist()] for ranking in ranked.values()]
-    words = "Unit, sign and score, all on the training texts; mutual information in bits."
-    return Section("Three rankings", words, list(zip(*columns, strict=True)), tuple(ranked))
+    columns = [
+        [show(ranking, unit) for unit in ranking.order[:most].tolist() if ranking.score[unit] > 0]
+        for ranking in ranked.values()
+    ]
+    words = "Unit, sign and score, all on the training texts; mutual information in bits. Scores of zero are left out."
+    return Section("Three rankings", words, list(zip_longest(*columns, fillvalue="")), tuple(ranked))
 
 
 def doubts(model: Model, task: Task, found: Found) -> list[Section]:
@@ -144,7 +148,8 @@ def label_efficiency(found: Found, folder: Path) -> Section:
     rows = [(f"{row.n:,}", show(*row[1:3]), show(*row[3:5])) for row in learnt]
     words = (
         f"Mean and standard deviation over {controls.SAMPLES} samples of the labelled texts, in which the classes take "
-        "turns. The unit was found with all labels; its sign and threshold are learnt from these alone."
+        "turns. One text, or a probe that uses no unit, answers the commoner class. The unit was found with all "
+        "labels; its sign and threshold are learnt from these alone."
     )
     return Section("Label efficiency", words, rows, ("labelled texts", "all units", "unit alone"), drawn((draw, title)))
 
@@ -239,6 +244,8 @@ def in_folds(model: Model, folds: Folds, feature: Feature) -> tuple[Section, dic
         ("accuracy, majority class", f"{np.bincount(folds.all.labels).max() / len(folds.all.labels):.2%}"),
     ]
     words = f"Each fold has its own probe and its own top unit, so that no unit is recorded. {INTERVAL}"
+    if empty := sum(not probe.units_used(fitted) for fitted in done.probes):
+        words += f" {empty} of the probes use no unit: there, the top unit is the best alone on the training texts."
     numbers = {
         "negative": folds.classes[0],
         "positive": folds.classes[1],
@@ -260,13 +267,17 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
     majority = float(np.mean(task.test.labels == np.bincount(task.train.labels).argmax()))
     top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
     shown = lambda name: printable(show_text(to_bytes(name)))
+    best = lambda p: "" if probe.units_used(p) else " (the best alone on the training texts; the probe uses no unit)"
     rows = [
         ("task", f"{task.name}: {task.note}"),
         ("weights", str(model.path)),
         ("feature", NAMES[feature]),
         ("test accuracy, all units", f"{percent(done.right)} (L1 probes, C = {done.probes[0].c:g})"),
         ("test accuracy, majority class", f"{majority:.2%}"),
-        *((f"top unit, {shown(name)} or not", str(unit)) for name, unit in zip(task.classes, top, strict=True)),
+        *(
+            (f"top unit, {shown(name)} or not", f"{unit}{best(p)}")
+            for name, unit, p in zip(task.classes, top, done.probes, strict=True)
+        ),
         ("most mutual information", ", ".join(f"{unit} ({bits[unit]:.3f} bits)" for unit in tops)),
     ]
     words = f"Each of the {len(task.classes)} classes has a probe against all others; no unit is recorded. {INTERVAL}"

@@ -32,15 +32,16 @@ def _right_on(train: Examples, dev: Examples, test: Examples, units: Integer[np.
     return probe.right(probe.fit(x, train.y, dev_x, dev.y), test_x, test.y)
 
 
-def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) -> list[int]:
-    """The top units of probes fitted on resampled training texts, each class as large as it is."""
+def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) -> list[int | None]:
+    """The top units of probes fitted on resampled training texts, each class as large as it is; None for no unit."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(train.y == label) for label in (0, 1)]
     drawn = [np.concatenate([rng.choice(rows, len(rows)) for rows in classes]) for _ in range(samples)]
     with progress("resampling", samples, counted=True) as done:
         tops = []
         for rows, fitted in zip(drawn, probe.fit_each(train, [(rows, c) for rows in drawn]), strict=True):
-            tops.append(probe.top_unit(fitted, train.x[rows], train.y[rows]))
+            used = probe.units_used(fitted) > 0
+            tops.append(probe.top_unit(fitted, train.x[rows], train.y[rows]) if used else None)
             done(1)
     return tops
 
@@ -60,11 +61,14 @@ def label_efficiency(
 ) -> list[Learnt]:
     """What the probe, and the unit with its sign and threshold, learn from 1, 2, 5, 10 ... labelled texts.
 
-    A draw is an order of the training texts in which the classes take turns; n labelled texts are its first n. One
-    class alone teaches to call every text so. The C of n texts is c * sqrt(all / n): L1 wants a penalty per text that
-    falls as 1 / sqrt(n), and no labels are spent on choosing it. The paper's figure 2.
+    A draw is an order of the training texts in which the classes take turns; n labelled texts are its first n. Where
+    they teach nothing (one text, or a probe that uses no unit), every text is called by the commoner class of all
+    training texts, so that both curves start at the majority's accuracy. The C of n texts
+    is c * sqrt(all / n): L1 wants a penalty per text that falls as 1 / sqrt(n), and no labels are spent on choosing it.
+    The paper's figure 2.
     """
     sizes, total = _sizes(len(train.y)), len(train.y)
+    majority = float(np.mean(test.y == np.bincount(train.y).argmax()))
     orders = [_by_turns(train.y, np.random.default_rng((seed, draw))) for draw in range(samples)]
     drawn = [[order[:n] for order in (orders if n < total else orders[:1])] for n in sizes]
     both = [rows for of_size in drawn for rows in of_size if len(set(train.y[rows])) == 2]
@@ -74,8 +78,8 @@ def label_efficiency(
         for n, of_size in zip(sizes, drawn, strict=True):
             scores = []
             for rows in of_size:
-                if len(seen := set(train.y[rows])) == 1:
-                    scores.append([float(np.mean(test.y == seen.pop()))] * 2)
+                if len(set(train.y[rows])) == 1:
+                    scores.append([majority] * 2)
                     continue
                 measure = probe.measure_unit(train.x[rows], train.y[rows], unit)
                 alone = probe.unit_right(test.x[:, unit], test.y, measure.sign, measure.threshold)

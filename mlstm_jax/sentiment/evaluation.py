@@ -78,6 +78,11 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
     measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+    if not probe.units_used(fitted):
+        logger.warning(
+            f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner "
+            f"class; unit {measure.unit} is only the one most accurate alone on the training texts"
+        )
     right_all = probe.right(fitted, *test)
     right_alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
     record = UnitRecord(

@@ -56,6 +56,9 @@ def fit(
 ) -> Probe:
     """The probe with the best dev accuracy among `STRENGTHS`; the strongest penalty wins a tie.
 
+    A probe that uses no unit answers the commoner class of the training texts, and competes with that dev accuracy: one
+    that uses units is chosen only where it beats that. It is then what scikit-learn's default gives at its C.
+
     Labels are 0 (negative) and 1 (positive). Raises UserError where a label is missing from the training texts, where
     features are not finite, and where scikit-learn is not installed. Source: the paper release's `train_with_reg_cv`.
     """
@@ -70,7 +73,10 @@ def fit(
 
 
 def fit_each(examples: Examples, wanted: Sequence[tuple[Integer[np.ndarray, "_"] | None, float]]) -> Iterator[Probe]:
-    """Probes on some rows of the examples (None: all) at some C, in order; large ones are fitted on all cores."""
+    """Probes on some rows of the examples (None: all) at some C, in order; large ones are fitted on all cores.
+
+    One that uses no unit answers the commoner class of all the examples.
+    """
     try:
         from joblib import Parallel, delayed
     except ImportError:
@@ -84,7 +90,8 @@ def fit_each(examples: Examples, wanted: Sequence[tuple[Integer[np.ndarray, "_"]
 def fit_classes(train: Examples, dev: Examples) -> list[Probe]:
     """A probe for every class against all others, at the C of best dev accuracy; for labels 0, 1, 2 ...
 
-    The strongest penalty wins a tie. Raises UserError where train lacks a class.
+    The strongest penalty wins a tie; a probe that uses no unit answers by how common its class is. Raises UserError
+    where train lacks a class.
     """
     classes = range(max(train.y.max(), dev.y.max()) + 1)
     if set(np.unique(train.y)) != set(classes):
@@ -106,9 +113,11 @@ def right_class(
 def _fit(
     x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], rows: Integer[np.ndarray, "_"] | None, c: float
 ) -> Probe:
-    x, y = (x, y) if rows is None else (x[rows], y[rows])
-    model = _regress(x, y, l1_ratio=1.0, solver="liblinear", C=c, random_state=42)
-    return Probe(c, model.coef_[0], float(model.intercept_[0]), bool(model.n_iter_.max() < model.max_iter))
+    some_x, some_y = (x, y) if rows is None else (x[rows], y[rows])
+    model = _regress(some_x, some_y, l1_ratio=1.0, solver="liblinear", C=c, random_state=42)
+    # liblinear penalises the intercept, too: with no unit used it may be 0, which answers 0 whichever is commoner.
+    intercept = float(model.intercept_[0]) if model.coef_.any() else _log_odds(y)
+    return Probe(c, model.coef_[0], intercept, bool(model.n_iter_.max() < model.max_iter))
 
 
 def right(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
@@ -249,13 +258,18 @@ def _signs(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Int
 def _one_unit_logistic(values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> tuple[float, float]:
     """(a, b) of P(positive) = sigmoid(a * value + b)."""
     if values.min() == values.max():  # such a unit says nothing: the share of positive texts is left
-        share = labels.mean()
-        return 0.0, float(np.log(share / (1 - share)))
+        return 0.0, _log_odds(labels)
     mean, scale = values.mean(), values.std()
     # A trace of L2 penalty keeps the slope finite where the unit separates the classes.
     model = _regress(((values - mean) / scale)[:, None], labels, C=1e4)
     a = float(model.coef_[0, 0] / scale)
     return a, float(model.intercept_[0] - a * mean)
+
+
+def _log_odds(labels: Integer[np.ndarray, "n"]) -> float:
+    """Of a text's being positive, where nothing is known of it."""
+    share = labels.mean()
+    return float(np.log(share / (1 - share)))
 
 
 def _regress(x: Float[np.ndarray, "n k"], y: Integer[np.ndarray, "n"], **options: Any) -> Any:
