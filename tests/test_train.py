@@ -239,14 +239,14 @@ def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path
 def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path, monkeypatch, capsys):
     source = tmp_path / "model.npy"
     source.write_bytes((golden / "seed" / "model.npy").read_bytes())
-    options = ("--init", str(source))
+    options = ("--init", str(source), "--updates", "20")
     assert train.run(arguments(reviews, tmp_path / "whole", *options)) == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, signal.SIGTERM)
         assert train.run(arguments(reviews, tmp_path / "run", *options)) == 143
     source.unlink()
     with pytest.raises(UserError, match="init .* may not change"):
-        train.run(arguments(reviews, tmp_path / "run", "--init", str(golden / "openai" / "model")))
+        train.run(arguments(reviews, tmp_path / "run", *options, "--init", str(golden / "openai" / "model")))
     with pytest.raises(UserError, match="init .* may not change"):
         train.run(arguments(reviews, tmp_path / "run"))
     assert train.run(arguments(reviews, tmp_path / "run", *options)) == 0
@@ -259,8 +259,45 @@ def test_a_run_from_other_weights_resumes_without_them(golden, reviews, tmp_path
 
 
 def test_training_from_a_run_of_our_own(finished, reviews, tmp_path):
-    assert train.run(arguments(reviews, tmp_path / "run", "--init", str(finished), "--learning-rate", "1e-30")) == 0
+    assert (
+        train.run(
+            arguments(reviews, tmp_path / "run", "--init", str(finished), "--updates", "20", "--learning-rate", "1e-30")
+        )
+        == 0
+    )
     assert mlstm_jax.load(tmp_path / "run").digest == mlstm_jax.load(finished).digest
+
+
+def test_fine_tuning_is_one_pass_and_says_so_and_what_the_weights_know(finished, reviews, tmp_path, capsys):
+    options = ("--init", str(finished), "--learning-rate", "1e-30", "--batch-size", "64")
+    assert train.run(arguments(reviews, tmp_path / "run", *options)) == 0
+    said, config = capsys.readouterr().out, stored_config(Run(tmp_path / "run"))
+    one_pass = int(said.split("one pass is ")[1].split(" ")[0].replace(",", ""))
+    assert (config.updates, config.epochs) == (None, 1.0) and state_of(tmp_path / "run")[1].end == one_pass != 20
+    assert f"passes over the data: 1, in {one_pass} updates" in said
+    known = mlstm_jax.load(finished).validation_bits_per_byte
+    assert f"before update 1: {known:.4f} validation bits per byte" in said.split("the first update took")[0]
+    assert Run(tmp_path / "run").read_metrics()[0] == {"update": 0, "validation_bits_per_byte": pytest.approx(known)}
+    assert train.run(["--run-dir", str(tmp_path / "run"), "--more-updates", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "before update 1" not in said and "passes over the data" not in said
+
+
+@pytest.mark.parametrize("size", ["--model.hidden=32", "--model.embed=9", "--model.gain=2"])
+def test_a_size_that_contradicts_the_initial_weights_is_refused_in_one_line(
+    size, finished, reviews, tmp_path, run_here
+):
+    options = ("--init", finished, "--updates", 1)
+    ended = run_here("train.py", *arguments(reviews, tmp_path / "run", *options, size))
+    assert ended.status == 2 and ended.err.count("\n") == 1 and not (tmp_path / "run" / "config.json").exists()
+    assert f"{size.replace('=', ' ')}" in ended.err and "contradict --init, whose weights are 16 units" in ended.err
+
+
+def test_a_size_that_agrees_with_the_initial_weights_is_accepted(finished, reviews, tmp_path):
+    options = ("--init", str(finished), "--updates", "1", "--model.hidden", "16")
+    assert train.run(arguments(reviews, tmp_path / "run", *options)) == 0
+    with pytest.raises(UserError, match="model.hidden` 32 contradict"):
+        train.run(["--run-dir", str(tmp_path / "run"), "--model.hidden", "32"])
 
 
 def test_weights_that_training_cannot_start_from_are_one_clear_line(reviews, tmp_path):

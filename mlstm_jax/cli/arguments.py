@@ -77,10 +77,15 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
 
     known = ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config")
+    known.add_argument("--init")
     known.add_argument("--run-dir", "--run_dir", dest="run_dir")
     named, _ = known.parse_known_args(args)
     default = load_file(find_config(named.config or QUICKSTART))
     run_dir = str(default.run_dir if named.run_dir in (None, "None") else named.run_dir)
+    if named.init not in (None, "None"):
+        # A config's updates were chosen for its own data, from drawn weights. Fine-tuning data may be few, which
+        # trained weights learn by heart when they see them again: in one pass they see none twice.
+        default = dataclasses.replace(default, updates=None, epochs=1.0)
     old = stored(Run(Path(run_dir)))
     source = named.config or QUICKSTART
     if old and not named.config:
@@ -98,6 +103,12 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
     )
     config = tyro.cli(Config, default=default, args=rest, prog="mlstm train", description=description)
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
+
+
+def named_sizes(args: list[str]) -> list[str]:
+    """The fields of the model that a command line names."""
+    flags = {arg.split("=", 1)[0] for arg in args}
+    return [f.name for f in dataclasses.fields(ModelConfig) if f"--model.{f.name}" in flags]
 
 
 def stored_config(run: Run) -> Config | None:

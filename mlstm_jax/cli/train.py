@@ -44,13 +44,14 @@ def run(args: list[str]) -> int:
     from mlstm_jax.cli import train_loop
     from mlstm_jax.training import processes
 
+    sizes = arguments.named_sizes(args)
     processes.start(config)
     if not processes.is_first():
         signals.mute()  # the first process prints and locks for all
-        return train_loop.train(config, run, data)
+        return train_loop.train(config, run, data, sizes)
     describe_data(data, config)
     with run.lock():
-        return train_loop.train(config, run, data)
+        return train_loop.train(config, run, data, sizes)
 
 
 def check_folder(run: Run, config: Config, is_new: bool) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from mlstm_jax import hardware, signals
 from mlstm_jax.cli import program
 from mlstm_jax.cli.arguments import stored_config
 from mlstm_jax.cli.program import log, note
-from mlstm_jax.config import Config, Precision
+from mlstm_jax.config import Config, ModelConfig, Precision
 from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.batches import Batch
 from mlstm_jax.corpus.build import Data
@@ -56,9 +56,12 @@ class Training:
     update: int  # the number of updates done
 
 
-def train(config: Config, run: Run, data: Data) -> int:
-    """Train a run to its end, or until a signal. Returns the exit status."""
-    training = prepare(config, run, data)
+def train(config: Config, run: Run, data: Data, sizes: Collection[str] = ()) -> int:
+    """Train a run to its end, or until a signal. Returns the exit status.
+
+    `sizes` are the fields of the model that were asked for by name: initial weights must agree with them.
+    """
+    training = prepare(config, run, data, sizes)
     if training.update == training.meta.end:
         log(f"{run.path} is finished ({training.update:,} updates); --more-updates N trains it on. Try:")
         log(next_steps(run))
@@ -67,7 +70,7 @@ def train(config: Config, run: Run, data: Data) -> int:
     return finish(training, compiled, fit(training, compiled))
 
 
-def prepare(config: Config, run: Run, data: Data) -> Training:
+def prepare(config: Config, run: Run, data: Data, sizes: Collection[str] = ()) -> Training:
     """A training at its first update, or at the newest checkpoint's. Raises UserError where the two do not fit."""
     precision = hardware.default_precision() if config.precision == "auto" else config.precision
     mesh = sharding.make(config)
@@ -77,11 +80,13 @@ def prepare(config: Config, run: Run, data: Data) -> Training:
     restored = checkpoint.restore(run, log, mesh)
     first = None
     if config.init and restored:
-        config = replace(config, model=restored.meta.config.model)  # taken from the weights then
+        config = of_weights(config, restored.meta.config.model, sizes)  # taken from the weights then
     elif config.init:
         first = initial_weights(config.init)
-        config = replace(config, model=replace(config.model, hidden=first.hidden, embed=first.embed))
+        config = of_weights(config, ModelConfig(hidden=first.hidden, embed=first.embed), sizes)
     kept, planned = configs.kept(config), planned_updates(config, data)
+    if first:
+        note(f"passes over the data: {planned / len(data.batches):.3g}, in {planned:,} updates")
     if restored:
         state = restored.state
         resume(run, config, data, restored.meta)
@@ -105,6 +110,21 @@ def initial_weights(path: str) -> language_model.LanguageModel:
     first.require_bytes()
     note(f"starting from {path}: {first.hidden} units, embedding of {first.embed}, a fresh optimizer")
     return first
+
+
+def of_weights(config: Config, model: ModelConfig, sizes: Collection[str]) -> Config:
+    """The config with the model that its initial weights are. Raises UserError where another size was asked for."""
+    named = [
+        f"`model.{name}` {getattr(config.model, name)}"
+        for name in sizes
+        if getattr(config.model, name) != getattr(model, name)
+    ]
+    if named:
+        raise UserError(
+            f"{' and '.join(named)} contradict `init`, whose weights are {model.hidden} units and an embedding of "
+            f"{model.embed} with gains of their own; leave out what contradicts them"
+        )
+    return replace(config, model=model)
 
 
 def planned_updates(config: Config, data: Data) -> int:
@@ -207,6 +227,8 @@ def fit(training: Training, compiled: Compiled) -> Stopped:
     ):
         recent, duties = periodic(training, compiled, out, saver)
         out.log("compiling ...")
+        if training.config.init and begun == 0 and training.config.eval_every:
+            validate(training, compiled, out)  # what the initial weights know of these data, to compare with
         while training.update < training.meta.end:
             if training.update > training.meta.start and (number := processes.highest(interrupt.signal)):
                 saver.save(training.state, training.meta, wait=True)
@@ -335,7 +357,8 @@ def validate(training: Training, compiled: Compiled, out: Log) -> None:
     bits = bits_per_byte(training, compiled, training.data.corpus.validation)
     training.meta = training.meta._replace(validation_bits_per_byte=bits)
     out.metrics(training.update, {"validation_bits_per_byte": bits})
-    out.log(f"update {training.update:,}: {bits:.4f} validation bits per byte")
+    when = f"update {training.update:,}" if training.update else "before update 1"
+    out.log(f"{when}: {bits:.4f} validation bits per byte")
 
 
 def sample(training: Training, compiled: Compiled, number: int) -> str:
