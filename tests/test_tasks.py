@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlstm_jax import tasks
+from mlstm_jax.cli.program import explain
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks import sst
 from mlstm_jax.text import frame
@@ -284,6 +285,27 @@ def refused(tmp_path):
     message = str(caught.value)
     assert "\n" not in message and message.endswith(sst.BY_HAND) and str(tmp_path / "tfds") in message
     return message
+
+
+def test_a_fetched_sst_is_at_hand_where_tensorflow_datasets_keeps_it(tmp_path, monkeypatch, served):
+    register(monkeypatch, served.url)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    assert not sst.is_at_hand()
+    tasks.load("sst", data_dir=tmp_path / "tfds")
+    assert sst.is_at_hand()
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not sst.is_at_hand()
+    (tmp_path / "tfds").rename(tmp_path / "tensorflow_datasets")
+    assert sst.is_at_hand()
+
+
+def test_offline_the_error_ends_with_a_command_that_needs_no_network(tmp_path, monkeypatch, served):
+    register(monkeypatch, served.url)
+    served.close()
+    with pytest.raises(UserError) as caught:
+        tasks.load("sst", data_dir=tmp_path / "tfds")
+    assert explain(caught.value).endswith("; try: python eval_sst.py RUN --task rotten_tomatoes")
 
 
 def test_offline_says_at_once_what_to_put_where(tmp_path, monkeypatch, served):

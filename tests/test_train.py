@@ -85,6 +85,16 @@ def test_a_run_leaves_its_records_and_says_what_to_try_next(finished, capsys):
     assert f"python eval_sst.py {finished}" in said and f"python sample.py {finished}" in said
 
 
+def test_what_to_try_next_needs_no_network(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    tried = f"python eval_sst.py {finished}"
+    assert train.run(["--run-dir", str(finished)]) == 0
+    assert f"{tried} --task rotten_tomatoes\n" in capsys.readouterr().out
+    (tmp_path / "sst_binary" / "1.0.0").mkdir(parents=True)
+    assert train.run(["--run-dir", str(finished)]) == 0
+    assert f"{tried}\n" in capsys.readouterr().out
+
+
 def test_held_out_figure_equals_the_models_own(finished, reviews):
     """The figure in the records is the mean over all targets, computed here in one row after another."""
     lm = mlstm_jax.load(finished)

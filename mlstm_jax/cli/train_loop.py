@@ -32,6 +32,7 @@ from mlstm_jax.model import parameters
 from mlstm_jax.planning import plan
 from mlstm_jax.report import plots
 from mlstm_jax.run import Run
+from mlstm_jax.tasks import sst
 from mlstm_jax.text import printable, show
 from mlstm_jax.training import checkpoint, processes, sharding, updates, validation
 from mlstm_jax.training.checkpoint import Meta
@@ -391,8 +392,11 @@ def finish(training: Training, compiled: Compiled, stopped: Stopped) -> int:
 
 
 def next_steps(run: Run) -> str:
-    """The two commands to try on a trained run."""
-    return f"  {program.command('eval', run.path)}\n  {program.command('sample', run.path, prime='This movie ')}"
+    """The two commands to try on a trained run: neither needs a network."""
+    task = {} if sst.is_at_hand() else sst.OTHERWISE
+    return (
+        f"  {program.command('eval', run.path, **task)}\n  {program.command('sample', run.path, prime='This movie ')}"
+    )
 
 
 def trace(training: Training, done: int) -> None:

@@ -10,7 +10,7 @@ from mlstm_jax.tasks import published
 from mlstm_jax.tasks.files import from_file
 from mlstm_jax.tasks.published import NAMES
 from mlstm_jax.tasks.sets import Folds, Split, Task
-from mlstm_jax.tasks.sst import BY_HAND, FILES, _is_release, read_split
+from mlstm_jax.tasks.sst import BY_HAND, FILES, OTHERWISE, _is_release, read_split
 
 __all__ = ["NAMES", "Folds", "Split", "Task", "from_file", "load", "packaged_task", "read_split"]
 
@@ -71,4 +71,5 @@ def _fetched(data_dir: Path | None) -> dict[str, Split]:
         return sst_download.load(data_dir)
     except ImportError as error:
         # Not only an incomplete installation: array_record is not built for every system.
-        raise UserError(f"SST is fetched with tensorflow-datasets, which fails here ({error}); {BY_HAND}") from None
+        message = f"SST is fetched with tensorflow-datasets, which fails here ({error}); {BY_HAND}"
+        raise UserError(message, "eval", "RUN", **OTHERWISE) from None

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,14 @@ BY_HAND = (
     f"put {FILES['train']}, {FILES['dev']} and {FILES['test']} (from the paper's code release, "
     "github.com/openai/generating-reviews-discovering-sentiment, folder data) in a folder and name it with `data`"
 )
+
+OTHERWISE = {"task": "rotten_tomatoes"}  # what can be evaluated on without SST: it comes with the installed packages
+
+
+def is_at_hand() -> bool:
+    """Whether SST was fetched before, to where tensorflow-datasets keeps its sets, which is slow to import itself."""
+    root = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(os.path.expanduser(root), "sst_binary", "1.0.0").is_dir()
 
 
 def read_split(path: Path) -> Split:

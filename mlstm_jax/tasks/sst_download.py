@@ -17,7 +17,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from mlstm_jax.errors import UserError
 from mlstm_jax.tasks.sets import Split
-from mlstm_jax.tasks.sst import BY_HAND, FILES, read_split
+from mlstm_jax.tasks.sst import BY_HAND, FILES, OTHERWISE, read_split
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _fetch(builder: SstBinary) -> None:
     root = builder.data_dir_root
     obstacle = _obstacle(f"{builder.url}/{FILES['train']}")
     if obstacle is not None:
-        raise UserError(f"SST is not in {root} and {obstacle}; {BY_HAND}")
+        raise UserError(f"SST is not in {root} and {obstacle}; {BY_HAND}", "eval", "RUN", **OTHERWISE)
     logger.info(f"fetching SST (1 MB) into {root}")
     config = tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False)
     tfds.disable_progress_bar()  # a dozen of them, for 1 MB
@@ -95,7 +95,8 @@ def _fetch(builder: SstBinary) -> None:
         try:
             builder.download_and_prepare(download_dir=downloads, download_config=config, file_format="array_record")
         except (OSError, tfds.download.DownloadError) as error:
-            raise UserError(f"SST could not be fetched into {root} ({error}); {BY_HAND}") from None
+            message = f"SST could not be fetched into {root} ({error}); {BY_HAND}"
+            raise UserError(message, "eval", "RUN", **OTHERWISE) from None
 
 
 def _obstacle(url: str) -> str | None:
