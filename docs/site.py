@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File, Files
 
-PAGES = ("*.md", "docs/*.md", "docs/*.png", "benchmarks/*.md")
+PAGES = ("*.md", "docs/*.md", "docs/*.png", "benchmarks/*.md", "examples/*.ipynb")
 
 
 def on_files(files, config):

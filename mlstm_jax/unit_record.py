@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Bool, Float
+
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import printable
@@ -81,16 +84,20 @@ def save(record: UnitRecord, folder: Path) -> Path:
 
 
 def load(folders: list[Path], digest: str, task: str | None = None) -> UnitRecord:
-    """The record of these weights for a task; None takes the newest of any task.
+    """The record of these weights for a task; None takes the only one.
 
     Raises UserError, with what finds the unit again, where there is none, where the weights are others
-    (`digest` differs), and where the file is damaged.
+    (`digest` differs), and where the file is damaged; and, with their names, where there are several and no task.
     """
     named = task is None or re.fullmatch(r"[\w-]+", task)
     if not named:
         raise UserError(
             f"{task!r} names no unit record; that of a file of texts has the file's name without its ending"
         )
+    several = found(folders, digest) if task is None else []
+    if len(several) > 1:
+        names = ", ".join(f"{record.task} (unit {record.unit})" for record in several)
+        raise UserError(f"units of these weights were found on several tasks: {names}; name one with `task`")
     paths = [path for folder in folders for path in folder.glob(f"{task or '*'}.json")]
     paths = sorted(filter(Path.is_file, paths), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in paths:
@@ -135,6 +142,17 @@ def clamp_value(record: UnitRecord, k: float) -> float:
         found = f"this unit was found in the feature {record.feature}, and only a cell state can be held; find it there"
         raise UserError(found, *FIND, **_of(record.task), feature="cell")
     return (record.mean_negative + record.mean_positive) / 2 + k * record.sign * record.deviation
+
+
+def probability(values: Float[np.ndarray, "n"], record: UnitRecord) -> Float[np.ndarray, "n"]:
+    """P(positive) = sigmoid(a * value + b), float64, without overflow and without loss of small ones."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN
+        return np.exp(-np.logaddexp(0.0, -(record.a * values.astype(np.float64) + record.b)))
+
+
+def positive(values: Float[np.ndarray, "n"], record: UnitRecord) -> Bool[np.ndarray, "n"]:
+    """Which values lie on the threshold's positive side, as `probe.unit_accuracy` has it, in float64."""
+    return record.sign * values.astype(np.float64) > record.sign * record.threshold
 
 
 FIND = ("eval", "RUN")  # the command that finds a unit

@@ -164,7 +164,7 @@ def test_png_draws_any_character_without_a_warning(tmp_path):
 
 
 def test_record_sets_unit_and_scale(model):
-    (loved,), scale, about = heatmap.read(model, ["I loved é"])
+    (loved,), scale, about = model.heatmap(["I loved é"])
     mid = (RECORD.mean_negative + RECORD.mean_positive) / 2
     assert scale[:2] == pytest.approx((mid, -2 * RECORD.deviation))  # its sign is -1
     assert characters(loved) == "I loved é " and "Unit 2, cell state" in about and "sst" in about
@@ -174,7 +174,7 @@ def test_record_sets_unit_and_scale(model):
 
 
 def test_another_unit_is_shown_on_the_scale_of_the_texts(model):
-    texts, scale, about = heatmap.read(model, ["I loved it", "no"], unit=5)
+    texts, scale, about = model.heatmap(["I loved it", "no"], unit=5)
     every = np.concatenate([model.trace("I loved it")[:, 5], model.trace("no")[:, 5]]).astype(np.float64)
     assert scale.mid == pytest.approx(every.mean()) and scale.reach == pytest.approx(2 * every.std())
     assert scale.names == ("low", "mean", "high") and "which sign is positive is not known" in about
@@ -183,12 +183,12 @@ def test_another_unit_is_shown_on_the_scale_of_the_texts(model):
 
 def test_missing_records_units_and_tasks_are_refused_in_words(model):
     with pytest.raises(UserError, match="find the unit of these weights") as error:
-        heatmap.read(model, ["a"], task="imdb")
+        model.heatmap(["a"], task="imdb")
     assert explain(error.value).endswith("python eval_sst.py RUN --task imdb")
     with pytest.raises(UserError, match="unit 8 does not exist; this model has units 0 to 7"):
-        heatmap.read(model, ["a"], unit=8)
+        model.heatmap(["a"], unit=8)
     with pytest.raises(UserError, match="names no unit record"):
-        heatmap.read(model, ["a"], task="/etc/x")
+        model.heatmap(["a"], task="/etc/x")
 
 
 def test_files_are_written_once_and_stdin_is_a_text(model, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The rooms of the package: imports run one way, and in no circle; the command line is known to cli/ alone."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -13,7 +14,7 @@ from mlstm_jax.cli.program import PARAMETERS
 
 # A room imports only from rooms that stand to its right, and from itself.
 ORDER = (
-    "cli report sentiment planning inference weights training tasks corpus model unit_record run hardware config "
+    "cli sentiment planning inference report weights training tasks corpus model unit_record run hardware config "
     "progress disk text signals errors"
 ).split()
 
@@ -73,6 +74,13 @@ def test_every_package_that_is_imported_is_asked_for():
             found += [node.module] if isinstance(node, ast.ImportFrom) else []
             tops = {name.partition(".")[0] for name in found}
             assert {top.lower() for top in tops - sys.stdlib_module_names - ours} <= names, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_short_and_kept_without_outputs(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert len(cells) <= 10
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 # Text outside cli/ that names flags or commands which are none of our messages'.

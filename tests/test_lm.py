@@ -1,5 +1,6 @@
 """What a user holds: features, traces, logits, samples, weights in and out. Laws, not figures."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 import mlstm_jax
+from helpers.planted_model import HIDDEN, UNIT, smileys
+from helpers.unit_records import RECORD
+from mlstm_jax import unit_record
 from mlstm_jax.cli.program import explain
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
@@ -200,7 +204,6 @@ CLAMPS = """
 import sys
 import jax.numpy as jnp, numpy as np
 import mlstm_jax
-from mlstm_jax.report import heatmap
 from mlstm_jax.errors import UserError
 
 lm = mlstm_jax.load(sys.argv[1])
@@ -218,7 +221,7 @@ for unit in (64, -1, True, False, 2.0, "2", None, np.bool_(True), np.int64(64), 
     refused(lambda: lm.generate("I ", clamp={unit: 1.0}), words)
     refused(lambda: lm.read(b"I ", clamp={unit: 1.0}), words)
     if unit is not None:  # the one that was found
-        refused(lambda: heatmap.read(lm, ["I"], unit), words)
+        refused(lambda: lm.heatmap(["I"], unit), words)
 for value in (np.nan, np.inf, 1e39, 10**400, True, "1", b"12", np.array([1.0]), 1j):
     refused(lambda: lm.read(b"I ", clamp={0: value}), f"unit 0 cannot be held at {value!r}")
     refused(lambda: lm.generate("I ", clamp={0: value}), f"unit 0 cannot be held at {value!r}")
@@ -257,6 +260,97 @@ def test_what_the_python_surface_cannot_do_is_one_clear_line(lm, tmp_path):
         with pytest.raises((UserError, TypeCheckError)):  # annotations are checked in tests only
             call()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """The model of smileys, saved with the record of its unit."""
+    smileys().save(tmp_path / "model")
+    model = mlstm_jax.load(tmp_path / "model")
+    found = dict(digest=model.digest, unit=UNIT, sign=1, mean_negative=-0.9, mean_positive=0.9, deviation=0.5)
+    record = dataclasses.replace(RECORD, **found, threshold=0.0, a=4.0, b=0.0, coefficients=(0.0,) * HIDDEN)
+    unit_record.save(record, model.record_dir)
+    return model
+
+
+def test_the_unit_is_the_only_one_or_that_of_a_task(planted, lm):
+    assert planted.unit == planted.unit_of("sst") and planted.unit.unit == UNIT
+    unit_record.save(dataclasses.replace(planted.unit, task="imdb", unit=3), planted.record_dir)
+    assert planted.unit_of("imdb").unit == 3
+    calls = (
+        lambda: planted.unit,
+        lambda: planted.predict(["a"]),
+        lambda: planted.heatmap("a"),
+        lambda: planted.generate("a", sentiment=1),
+    )
+    for call in calls:
+        with pytest.raises(UserError, match=r"imdb \(unit 3\), sst \(unit 7\); name one with `task`"):
+            call()
+    assert planted.predict([":)"], task="sst").label.tolist() == ["positive"]
+    with pytest.raises(UserError, match="find the unit of these weights"):
+        lm.unit  # noqa: B018
+
+
+def test_predictions_are_those_of_the_record(planted):
+    texts = ["a :)", "b :(", " <br /> ", "c :( d :)", b"", b":("]
+    value, probability, label = planted.predict(texts)
+    assert label.tolist() == ["positive", "negative", "", "positive", "", "negative"]
+    np.testing.assert_array_equal(np.isnan(value), label == "")
+    read = [0, 1, 3, 5]
+    np.testing.assert_array_equal(value[read], planted.encode(texts)[read, UNIT])
+    np.testing.assert_allclose(probability[read], 1 / (1 + np.exp(-4 * value[read])))
+    assert [len(part) for part in planted.predict([])] == [0, 0, 0]
+    with pytest.raises(UserError, match="predict takes a list of texts"):
+        planted.predict("a :)")
+
+
+@pytest.mark.parametrize("call", ["encode", "predict", "heatmap"])
+def test_what_is_no_text_is_an_error_that_says_where(planted, call):
+    with pytest.raises(
+        UserError, match=r"2 of 4 are no texts, counted from 0 at 1 \(None\), 3 \(nan\); leave them out"
+    ):
+        getattr(planted, call)(["a", None, "b", float("nan")])
+    with pytest.raises(UserError, match=r"9 of 9 .* 4 \(None\), \.\.\.; leave"):
+        getattr(planted, call)([None] * 9)
+
+
+def test_a_column_of_a_table_is_a_list_of_texts(planted):
+    column = np.array(["a :)", "b :("], object)
+    np.testing.assert_array_equal(planted.encode(column), planted.encode(list(column)))
+    assert planted.predict(iter(column)).label.tolist() == ["positive", "negative"]
+
+
+def test_sentiment_holds_the_unit(planted):
+    held = unit_record.clamp_value(planted.unit, 2)
+    text = planted.generate(":", sentiment=2, num=3, seed=1)
+    assert text == planted.generate(":", clamp={UNIT: held}, num=3, seed=1)
+    assert text == planted.generate(":", sentiment=2, task="sst", num=3, seed=1)
+    assert text != planted.generate(":", sentiment=-2, num=3, seed=1)
+    assert planted.generate(":", sentiment=2, clamp={3: 1.0}) == planted.generate(":", clamp={UNIT: held, 3: 1.0})
+    for options, words in (
+        (dict(sentiment=2, clamp={UNIT: 1.0}), "`sentiment` holds unit 7, and so does `clamp`"),
+        (dict(sentiment=2, clamp_feature="hidden"), "leave `clamp_feature` out"),
+        (dict(sentiment=float("nan")), "unit 7 cannot be held at nan"),
+        (dict(task="sst"), "`task` says whose unit `sentiment` holds"),
+    ):
+        with pytest.raises(UserError, match=words):
+            planted.generate(":", **options)
+
+
+def test_a_heat_map_shows_itself_in_a_notebook_and_as_text(planted):
+    heat = planted.heatmap("a :( <b> :)")
+    assert [span.character for span in heat.texts[0]] == list("a :( <b> :) ")
+    assert heat._repr_html_().startswith("<figure") and "&lt;" in heat._repr_html_() and "<b>" not in heat._repr_html_()
+    text, marks = repr(heat).splitlines()[:2]
+    assert text == "a :( <b> :) " and marks[3] == "N" and marks[10] == "P"
+    assert len(planted.heatmap(["a", "b"]).texts) == 2
+
+
+def test_a_model_describes_itself(lm, planted):
+    assert repr(lm) == f"<LanguageModel nowhere: 32 units, embed 8, {lm.precision}>"
+    about = dict(update=1200, validation_bits_per_byte=1.23456)
+    model = LanguageModel(lm.params, Path("runs/a"), **about)
+    assert repr(model).endswith(f"{lm.precision}, update 1,200, 1.235 bits per byte on validation text>")
 
 
 def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, monkeypatch):

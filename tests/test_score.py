@@ -111,14 +111,16 @@ def test_a_value_on_the_threshold_is_not_positive_and_float32_does_not_round_it_
     record = dataclasses.replace(RECORD, sign=sign, threshold=0.1)  # float32(0.1) lies above 0.1
     values = np.array([0.1, np.float32(0.1), 0.2, 0.0, np.nan])
     expected = [False, True, True, False, False] if sign == 1 else [False, False, False, True, False]
-    assert scores.positive(values, record).tolist() == expected
+    assert unit_record.positive(values, record).tolist() == expected
 
 
 def test_probability_neither_overflows_nor_loses_small_ones():
     record = dataclasses.replace(RECORD, a=1.0, b=0.0)
-    found = scores.probability(np.array([-1e9, -700.0, 0.0, 700.0, 1e308, np.nan]), dataclasses.replace(record, a=2.0))
+    found = unit_record.probability(
+        np.array([-1e9, -700.0, 0.0, 700.0, 1e308, np.nan]), dataclasses.replace(record, a=2.0)
+    )
     assert found[[0, 2, 3, 4]].tolist() == [0, 0.5, 1, 1] and np.isnan(found[5])
-    np.testing.assert_allclose(scores.probability(np.array([-700.0]), record), np.exp(-700.0), rtol=1e-12)
+    np.testing.assert_allclose(unit_record.probability(np.array([-700.0]), record), np.exp(-700.0), rtol=1e-12)
 
 
 @unhurried

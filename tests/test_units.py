@@ -37,11 +37,11 @@ def test_record_of_other_weights_is_refused_with_the_command(tmp_path):
     assert explain(error.value).endswith("python eval_sst.py RUN")
 
 
-def test_without_a_task_the_newest_matching_record_is_taken(tmp_path):
-    for age, (task, digest) in enumerate([("rotten_tomatoes", "d2"), ("imdb", "d1"), ("sst", "d1")]):
-        path = unit_record.save(dataclasses.replace(RECORD, task=task, digest=digest), tmp_path)
-        os.utime(path, (1000 - age, 1000 - age))
-    assert unit_record.load([tmp_path], "d1").task == "imdb"
+def test_without_a_task_the_only_matching_record_is_taken_and_several_are_listed(tmp_path):
+    for task, digest in [("rotten_tomatoes", "d2"), ("imdb", "d1"), ("sst", "d1")]:
+        unit_record.save(dataclasses.replace(RECORD, task=task, digest=digest), tmp_path)
+    with pytest.raises(UserError, match=r"imdb \(unit 2\), sst \(unit 2\); name one with `task`"):
+        unit_record.load([tmp_path], "d1")
     assert unit_record.load([tmp_path], "d2").task == "rotten_tomatoes"
     assert unit_record.load([tmp_path], "d1", "sst").task == "sst"
 

@@ -16,7 +16,7 @@ from mlstm_jax.cli.program import log
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page
-from mlstm_jax.report.heatmap import html, plain, png, read, terminal
+from mlstm_jax.report.heatmap import html, plain, png, terminal
 from mlstm_jax.text import to_text
 
 
@@ -35,7 +35,7 @@ def main(
         run: A run folder, or another program's weights.
         texts: One or more texts; - is a text on stdin.
         unit: The unit shown; by default the one that eval_sst.py found.
-        task: The task whose unit it is; by default the one evaluated last.
+        task: The task whose unit it is; needed where units of several tasks were found.
         out: A new file, .html or .png, instead of the terminal.
     """
     if not texts or texts.count("-") >= 2:
@@ -47,7 +47,7 @@ def main(
     texts = tuple(to_text(sys.stdin.buffer.read()) if text == "-" else text for text in texts)
     from mlstm_jax.inference import language_model  # late, because it imports jax: --help stays quick
 
-    shown, scale, about = read(language_model.load(run), texts, unit, task)
+    shown, scale, about = language_model.load(run).heatmap(texts, unit, task)
     if out is None:
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         draw = terminal if coloured else plain

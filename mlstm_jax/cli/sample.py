@@ -49,7 +49,7 @@ def main(
         clamp: Hold a unit at a value while writing, as in 2388=1.0; repeat it for several units. 2388=1.0@0,-1.0@200
             changes the value at byte 200 after the prime, and 2388=1.0,free@200 lets the unit go there.
         sentiment: Hold the unit that eval_sst.py found, this many deviations from neutral; above 0 is positive.
-        task: The task whose unit --sentiment holds; by default the one evaluated last.
+        task: The task whose unit --sentiment holds; needed where units of several tasks were found.
         options: How the bytes are drawn.
         stream: Print the one sample while it is written.
         json: Print one JSON object a line for each sample on stdout, and all else on stderr.
@@ -71,17 +71,13 @@ def main(
     num = num if num is not None else 1 if stream else 4
 
     with contextlib.redirect_stdout(sys.stderr):
-        from mlstm_jax import unit_record
         from mlstm_jax.inference import language_model  # late, because they import jax: --help stays quick
 
         model = language_model.load(run)
         if sentiment is not None:
-            record = unit_record.load(model.record_dirs, model.digest, task)
-            if record.unit in held:
-                raise UserError(f"--sentiment holds unit {record.unit}, and so does --clamp")
-            value = unit_record.clamp_value(record, sentiment)
-            logger.info(f"holding unit {record.unit} at {value:.4g}")
-            held[record.unit] = [(0, value)]
+            for unit, value in model.sentiment_clamp(sentiment, task, held, options).items():
+                logger.info(f"holding unit {unit} at {value:.4g}")
+                held[unit] = [(0, value)]
     shown = printable if sys.stdout.isatty() else lambda text: text
     drawn = asdict(options)
     if stream:

@@ -40,10 +40,10 @@ from mlstm_jax.corpus.readers import (
 from mlstm_jax.disk import atomic, is_sealed, read_json, seal, sync_folder
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.progress import progress
-from mlstm_jax.sentiment.scores import Review, groups, positive, probability, read
+from mlstm_jax.sentiment.scores import Review, groups, read
 from mlstm_jax.signals import mute
 from mlstm_jax.text import EMPTY, frame, printable, to_bytes, to_text
-from mlstm_jax.unit_record import UnitRecord, describe_classes
+from mlstm_jax.unit_record import UnitRecord, describe_classes, positive, probability
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def main(
         run: A run folder, or another program's weights, whose unit eval_sst.py has found.
         inputs: Files (.csv .tsv .json .jsonl .parquet .txt, also .gz .bz2 .zst), folders, globs, tfds:NAME, or -.
         out: A new file: JSON lines where it is named .jsonl or .json, else CSV. By default standard output.
-        task: The task whose unit it is; by default the one evaluated last.
+        task: The task whose unit it is; needed where units of several tasks were found.
         text_key: JSON key or column of the text; found by its usual names where it is not given.
         label_key: JSON key or column of the label, which is passed through.
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.

@@ -2,14 +2,14 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 
 from mlstm_jax import unit_record
 from mlstm_jax.config import Precision
@@ -23,14 +23,26 @@ from mlstm_jax.model import parameters
 from mlstm_jax.model.cell import Held, State, Weights, zero_state
 from mlstm_jax.model.parameters import Params
 from mlstm_jax.progress import progress
+from mlstm_jax.report import heatmap
+from mlstm_jax.report.heatmap import HeatMap
 from mlstm_jax.run import Run, newest_run
-from mlstm_jax.text import frame, show, to_bytes
+from mlstm_jax.text import EMPTY, frame, show, to_bytes, to_text
 from mlstm_jax.training import checkpoint
+from mlstm_jax.unit_record import UnitRecord
 from mlstm_jax.weights import formats
 
 logger = logging.getLogger(__name__)
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
+SHOWN = 5  # of what is no text, how many are named
+
+
+class Predictions(NamedTuple):
+    """Of every text the unit's value, the probability that the text is positive, and "positive" or "negative"."""
+
+    value: Float[np.ndarray, "texts"]
+    probability: Float[np.ndarray, "texts"]
+    label: Shaped[np.ndarray, "texts"]
 
 
 def load(
@@ -70,6 +82,18 @@ def load(
     return LanguageModel(params, path, is_run=True, precision=chosen, **about)
 
 
+def _listed(texts: Iterable[Any]) -> list[str | bytes]:
+    """The texts as a list, a column of a table too. What is no text, as None and NaN, is a UserError with its place."""
+    listed = list(texts)
+    wrong = [place for place, text in enumerate(listed) if not isinstance(text, str | bytes)]
+    if wrong:
+        first = ", ".join(f"{place} ({listed[place]!r})" for place in wrong[:SHOWN]) + ", ..." * (len(wrong) > SHOWN)
+        raise UserError(
+            f"{len(wrong):,} of {len(listed):,} are no texts, counted from 0 at {first}; leave them out, or give ''"
+        )
+    return listed
+
+
 def _check_feature(feature):
     if feature not in encode.FEATURES:
         raise UserError(f"no feature {feature!r}; there are: {', '.join(encode.FEATURES)}")
@@ -96,6 +120,14 @@ class LanguageModel:
         self.precision: Precision = precision or default_precision()
         self.digest = checkpoint.digest(params)
 
+    def __repr__(self) -> str:
+        about = [f"{self.hidden} units", f"embed {self.embed}", self.precision]
+        if self.update is not None:
+            about.append(f"update {self.update:,}")
+        if self.validation_bits_per_byte is not None:
+            about.append(f"{self.validation_bits_per_byte:.3f} bits per byte on validation text")
+        return f"<LanguageModel {self.path}: {', '.join(about)}>"
+
     @cached_property
     def weights(self) -> Weights:
         """The parameters as the loops want them, prepared when first needed: until then memory holds one copy only."""
@@ -120,6 +152,17 @@ class LanguageModel:
         """Where records of found units are written: the first of `record_dirs` where that can be."""
         return next((found for found in self.record_dirs if os.access(found.parent, os.W_OK)), self.record_dirs[-1])
 
+    @property
+    def unit(self) -> UnitRecord:
+        """The record of the unit that carries sentiment. UserError where none was found, or those of several tasks."""
+        return self.unit_of()
+
+    def unit_of(self, task: str | None = None) -> UnitRecord:
+        """The record of the unit that was found on a task; None is the only one."""
+        record = unit_record.load(self.record_dirs, self.digest, task)
+        self.require_unit(record.unit)
+        return record
+
     def require_bytes(self) -> None:
         """Raise UserError unless the model reads and predicts bytes."""
         symbols = f"{self.path} reads {self.inputs} symbols and predicts {self.outputs}: it is not a model of bytes"
@@ -133,16 +176,56 @@ class LanguageModel:
             raise UserError(f"unit {unit!r} does not exist; this model has units 0 to {self.hidden - 1}")
 
     def encode(
-        self, texts: Sequence[str | bytes], feature: Feature = "cell", show_progress: bool = False
+        self, texts: Iterable[Any], feature: Feature = "cell", show_progress: bool = False
     ) -> Float[np.ndarray, "texts hidden"]:
-        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`), bytes not."""
+        """The state after each text's last byte, float32 [n, hidden]. Texts are framed (`text.frame`), bytes not.
+
+        What is neither, as None and NaN in a column of a table, is a UserError that says where.
+        """
         self.require_bytes()
         if isinstance(texts, str | bytes):
             raise UserError("encode takes a list of texts")
         _check_feature(feature)
-        framed = [text if isinstance(text, bytes) else frame(text) for text in texts]
+        framed = [text if isinstance(text, bytes) else frame(text) for text in _listed(texts)]
         with progress("encoding", sum(map(len, framed)), show_progress) as done:
             return encode.features(self.weights, framed, feature, done)
+
+    def predict(self, texts: Iterable[Any], task: str | None = None, show_progress: bool = False) -> Predictions:
+        """The sentiment of texts by the unit that was found on `task`; None is the only one. As `mlstm score` has it.
+
+        An empty text has none: NaN, NaN and "".
+        """
+        if isinstance(texts, str | bytes):
+            raise UserError("predict takes a list of texts")
+        record, listed = self.unit_of(task), _listed(texts)
+        value = self.encode(listed, record.feature, show_progress)[:, record.unit].astype(np.float64)
+        if not np.isfinite(value).all():
+            raise UserError("the unit's values are not finite: the weights are damaged, or their training diverged")
+        empty = np.array([(text if isinstance(text, bytes) else frame(text)) in (b"", EMPTY) for text in listed], bool)
+        value[empty] = np.nan
+        label = np.where(unit_record.positive(value, record), "positive", "negative")
+        return Predictions(value, unit_record.probability(value, record), np.where(empty, "", label))
+
+    def heatmap(self, texts: str | Iterable[Any], unit: int | None = None, task: str | None = None) -> HeatMap:
+        """A text, or several, byte by byte, coloured by the unit's value; a notebook shows it in colour.
+
+        Unit, feature and scale are those of the unit record: the only one, or that of `task`. Of another unit the cell
+        state is shown, on the scale of these very texts. UserError where there is neither a record nor a unit.
+        """
+        listed = _listed([texts] if isinstance(texts, str) else texts)
+        listed = [to_text(text) if isinstance(text, bytes) else text for text in listed]
+        try:
+            record = self.unit_of(task)
+            chosen = record.unit if unit is None else unit
+        except UserError:
+            if unit is None:
+                raise
+            record, chosen = None, unit
+        self.require_unit(chosen)
+        if record and chosen != record.unit:
+            record = None  # it tells nothing of this unit
+        values = [self.trace(text, record.feature if record else "cell")[:, chosen] for text in listed]
+        return heatmap.draw(listed, values, chosen, record)
 
     def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
         """The state after every byte of the framed text, float32 [bytes, hidden]."""
@@ -173,6 +256,8 @@ class LanguageModel:
     def bits_per_byte(self, data: bytes) -> float:
         """Mean bits that bytes 2 ... n of `data` cost, from the zero state. Fewer than 2 bytes are a UserError."""
         self.require_bytes()
+        if not isinstance(data, bytes):
+            raise UserError(f"bits per byte takes bytes, as of text.encode(), not {data!r}")
         if len(data) < 2:
             raise UserError("bits per byte needs at least 2 bytes")
         nats, place = 0.0, 1
@@ -190,6 +275,8 @@ class LanguageModel:
         length: int = 200,
         clamp: generate.Schedule | None = None,
         *,
+        sentiment: float | None = None,
+        task: str | None = None,
         raw: bool = False,
         show_progress: bool = False,
         on_bytes: Callable[[int, bytes], None] = lambda sample, piece: None,
@@ -199,13 +286,19 @@ class LanguageModel:
 
         Reads "\\n " + prime (`raw`: the prime as it is), then holds the units of `clamp` while it writes: {12: 1.0}
         holds one value, {12: [(0, 1.0), (200, -1.0), (300, None)]} another from byte 200 on, and none from byte 300 on.
-        `options` are the fields of `SamplingOptions`, as temperature=0.7. Sample i has the key fold_in(seed, i).
+        `sentiment` holds the unit that was found on `task` (None: the only one), so many deviations from neutral; above
+        0 is positive. `options` are the fields of `SamplingOptions`, as temperature=0.7. Sample i has the key
+        fold_in(seed, i).
         `on_bytes(i, bytes)` is called with its bytes as they are written.
         """
         self.require_bytes()
         if num < 1 or length < 0:
             raise UserError("num must be at least 1 and length 0 or more")
         drawn = SamplingOptions(**options)
+        if sentiment is not None:
+            clamp = dict(clamp or {}) | self.sentiment_clamp(sentiment, task, clamp or {}, drawn)
+        elif task is not None:
+            raise UserError("`task` says whose unit `sentiment` holds; give that, too")
         self._clamp(dict.fromkeys(clamp or {}, 0.0))  # a unit that is only freed must exist, too
         held = {byte: self._clamp(values) for byte, values in generate.stretches(clamp or {}).items()}
         start = to_bytes(prime if raw else "\n " + prime)
@@ -217,6 +310,20 @@ class LanguageModel:
 
             written = generate.generate(self.weights, start, num, length, held, drawn, both)
         return [show(to_bytes(prime) + text) for text in written]
+
+    def sentiment_clamp(
+        self, sentiment: float, task: str | None, clamp: Mapping[int, Any], options: SamplingOptions
+    ) -> dict[int, float]:
+        """The unit that was found on a task and the value at which `sentiment` holds it, beside the units of `clamp`.
+
+        UserError where `clamp` holds it already, and where the options hold another feature than the cell state.
+        """
+        if options.clamp_feature != "cell":
+            raise UserError("`sentiment` holds a cell state; leave `clamp_feature` out")
+        record = self.unit_of(task)
+        if record.unit in clamp:
+            raise UserError(f"`sentiment` holds unit {record.unit}, and so does `clamp`")
+        return {record.unit: unit_record.clamp_value(record, sentiment)}
 
     def save(self, path: str | Path, format: formats.Format = "safetensors") -> None:
         """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors".

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +13,7 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page, plots
 from mlstm_jax.text import frame, printable, to_bytes, to_text
-
-if TYPE_CHECKING:
-    from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.unit_record import UnitRecord
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
@@ -44,29 +42,31 @@ class Scale(NamedTuple):
     names: tuple[str, str, str] = ("negative", "neutral", "positive")
 
 
-def read(
-    model: "LanguageModel", texts: Sequence[str], unit: int | None = None, task: str | None = None
-) -> tuple[list[list[Span]], Scale, str]:
-    """The spans of each text under a LanguageModel, their scale, and what they are in words.
+class HeatMap(NamedTuple):
+    """The spans of each text, their scale, and what they are in words. A notebook shows it in colour."""
 
-    The unit, its feature and its scale are those of the unit record. Of another unit the cell state is shown, on the
-    scale of these very texts. Raises UserError where there is neither a record nor a unit.
+    texts: list[list[Span]]
+    scale: Scale
+    about: str
+
+    def _repr_html_(self) -> str:
+        return html(*self)
+
+    def __repr__(self) -> str:
+        return plain(*self)
+
+
+def draw(
+    texts: Sequence[str], values: Sequence[Float[np.ndarray, "_"]], unit: int, record: UnitRecord | None
+) -> HeatMap:
+    """The heat map of texts with the unit's values after every byte of each framed text.
+
+    The scale is the record's. Without one the values are those of the cell state, on a scale of their own.
     """
-    from mlstm_jax import unit_record
-
-    try:
-        record = unit_record.load(model.record_dirs, model.digest, task)
-    except UserError:
-        if unit is None:
-            raise
-        record = None
-    if record and unit not in (None, record.unit):
-        record = None  # it tells nothing of this unit
-    unit, feature = (record.unit, record.feature) if record else (unit, "cell")
-    model.require_unit(unit)
-    values = [np.asarray(model.trace(text, feature)[:, unit], np.float64) for text in texts]
+    values = [of_text.astype(np.float64) for of_text in values]
     # The two bytes before a text are its frame's; the one after it is where a text is judged.
     shown = [spans(frame(text), of_text)[2:] for text, of_text in zip(texts, values, strict=True)]
+    feature = record.feature if record else "cell"
     name = f"Unit {unit}, {feature.replace('_', ' of the ')} state"
     if record:
         scale = Scale((record.mean_negative + record.mean_positive) / 2, DEVIATIONS * record.sign * record.deviation)
@@ -75,7 +75,7 @@ def read(
         every = np.concatenate(values)
         scale = Scale(float(every.mean()), DEVIATIONS * float(every.std()), ("low", "mean", "high"))
         middle = "the mean of these bytes; which sign is positive is not known"
-    return shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}"
+    return HeatMap(shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}")
 
 
 def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:

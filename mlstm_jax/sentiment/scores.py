@@ -1,10 +1,10 @@
-"""The value of the sentiment unit after each of many reviews, and the sentiment that it predicts."""
+"""The value of the sentiment unit after each of many reviews."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from mlstm_jax.errors import UserError
 from mlstm_jax.unit_record import UnitRecord
@@ -60,17 +60,3 @@ def read(
     if not framed:
         done(sum(review.share for review in group))
     return values
-
-
-# Predictions
-
-
-def probability(values: Float[np.ndarray, "n"], record: UnitRecord) -> Float[np.ndarray, "n"]:
-    """P(positive) = sigmoid(a * value + b), float64, without overflow and without loss of small ones."""
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN
-        return np.exp(-np.logaddexp(0.0, -(record.a * values.astype(np.float64) + record.b)))
-
-
-def positive(values: Float[np.ndarray, "n"], record: UnitRecord) -> Bool[np.ndarray, "n"]:
-    """Which values lie on the threshold's positive side, as `probe.unit_accuracy` has it, in float64."""
-    return record.sign * values.astype(np.float64) > record.sign * record.threshold

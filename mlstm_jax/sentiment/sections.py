@@ -208,12 +208,12 @@ def read(model: LanguageModel, task: Task, found: Found, most: int = 3) -> Secti
     order = np.argsort(found.record.sign * found.test.x[:, found.record.unit], kind="stable")
     short = [task.test.texts[i] for i in order if len(task.test.texts[i]) <= SHORT]
     shown = [*short[::-1][:most], *short[:most]]
-    spans, scale, about = heatmap.read(model, shown, task=found.record.task)
+    shown_in_colour = model.heatmap(shown, task=found.record.task)
     words = (
         f"The {most} test texts of at most {SHORT:,} characters in which the unit ends most positive, and the {most} "
         "in which most negative."
     )
-    return Section("The unit byte by byte", words, heat=[heatmap.html(spans, scale, about)])
+    return Section("The unit byte by byte", words, heat=[heatmap.html(*shown_in_colour)])
 
 
 def reproduce(model: Model, command: str) -> Section:
