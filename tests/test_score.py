@@ -71,6 +71,7 @@ def back(data, as_json=False):
 
 
 CLASSES = "positive = positive, negative = negative"  # of a record of version 0.1
+UNIT = f"unit 2, task sst, accuracy 85.0% on its test texts; {CLASSES}"
 
 
 def texts_file(path, texts=TEXTS, labels=None):
@@ -154,11 +155,13 @@ def test_rows_without_a_value_are_kept_and_told_by_number(run, tmp_path, capsys)
     assert rows[1]["text"] == "{broken" and rows[1]["note"].startswith("not readable: not JSON")
     assert rows[2]["note"] == "not readable: 'text' is not a text" and rows[3]["note"] == "empty"
     printed = capsys.readouterr().err.splitlines()
-    assert printed.pop(0) == CLASSES
+    assert printed.pop(0) == f"{run}: {UNIT}"
     assert printed[0].startswith("2 without a value, not readable (the first: not JSON") and printed[0].endswith(
         "lines 2, 3"
     )
-    assert printed[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", f"11 rows in {tmp_path / 'b.jsonl'}"]
+    above = sum(row["sentiment"] == "positive" for row in rows)
+    counts = f"11 rows, 2 scored, {above} ({above / 2:.1%}) positive, {2 - above} negative in {tmp_path / 'b.jsonl'}"
+    assert printed[1:] == ["7 without a value, empty: lines 4, 5, 6, 9, 10 ...", counts]
 
 
 def test_rows_of_a_table_that_have_too_many_columns_are_kept(run, tmp_path):
@@ -310,10 +313,12 @@ def kill(run, source, out, monkeypatch, after=2, **options):
 
 
 @pytest.mark.parametrize("name", ["b.csv", "b.jsonl"])
-def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, name):
+def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr(score, "ROWS", 3)
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 5), tmp_path / name
-    scored(run, source, whole := tmp_path / f"whole{out.suffix}")
+    middle = np.median(language_model.load(run).encode(TEXTS)[:, 2])
+    monkeypatch.setattr(score, "positive", lambda values, record: values > middle)
+    rows = scored(run, source, whole := tmp_path / f"whole{out.suffix}")
     kill(run, source, out, monkeypatch)
     assert not out.exists()
     assert "--resume" in refused(run, source, out)
@@ -322,6 +327,11 @@ def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, name
     monkeypatch.setattr(score, "read", lambda *args, read=scores.read: encoded.append(1) or read(*args))
     score.main(run, (str(source),), out=out, resume=True)
     assert out.read_bytes() == whole.read_bytes() and len(encoded) == 9 - 4
+    above = sum(row["sentiment"] == "positive" for row in rows)
+    assert 0 < above < 25, "those of killed runs count, too"
+    assert f"25 rows, 25 scored, {above} ({above / 25:.1%}) positive, {25 - above} negative in {out}\n" in (
+        capsys.readouterr().err
+    )
     done = [f".{out.name}.done", f".{whole.name}.done"]
     assert sorted(os.listdir(tmp_path)) == sorted([*done, "a.csv", out.name, whole.name])
 
@@ -362,11 +372,13 @@ def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, 
 def test_what_is_finished_is_said_to_be_so_by_the_same_command_alone(run, tmp_path, monkeypatch, capsys):
     source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
     rows = scored(run, source, out)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"{len(rows)} rows, {len(rows)} scored, ") and said.endswith(f" in {out}")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(score, "read", None)  # nothing is read again
     for _ in range(2):
         score.main(run, (str(source),), out=out, resume=True)
-        assert capsys.readouterr().err.endswith(f"{len(rows)} rows in {out}, which is finished\n")
+        assert capsys.readouterr().err.endswith(f"{said}, which is finished\n")
     assert "exists" in refused(run, source, out)
     assert "was made with another keys" in refused(run, source, out, resume=True, text_key="text")
     assert "another format: 'CSV', now 'CSV with safe cells'" in refused(run, source, out, resume=True, safe_cells=True)
@@ -387,7 +399,7 @@ def test_where_no_row_can_be_scored_the_notes_are_kept_and_the_status_is_2(run, 
     for resume in (False, True):
         assert f"no row could be scored; the notes in {out} say why" in refused(run, source, out, resume=resume)
         assert [row["note"][:12] for row in back(out.read_bytes())] == ["empty", "not readable"]
-    assert "2 rows" in capsys.readouterr().err
+    assert f"2 rows, 0 scored in {out}" in capsys.readouterr().err
     status, data, err = ended("-m", "mlstm_jax", "score", run, "-", data=b"&nbsp;\n")
     assert status == 2 and err.endswith("error: no row could be scored; the notes in the rows say why\n")
     assert [row["note"] for row in back(data)] == ["empty"]
@@ -406,14 +418,16 @@ def test_a_flipped_byte_of_what_is_done_is_noticed_when_it_is_resumed(run, tmp_p
     score.main(run, (str(source),), out=out, resume=True)
 
 
-def test_a_state_of_version_0_1_without_digests_goes_on(run, tmp_path, monkeypatch):
+def test_a_state_of_version_0_1_without_digests_and_counts_goes_on(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(score, "ROWS", 3)
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 2), tmp_path / "b.csv"
     kill(run, source, out, monkeypatch)
     printed = json.loads((tmp_path / "b.csv.part.state").read_bytes())
-    del printed["sha256"], printed["checksum"]
+    del printed["sha256"], printed["checksum"], printed["positive"]
     (tmp_path / "b.csv.part.state").write_text(json.dumps(printed))
-    score.main(run, (str(source),), out=out, resume=True)
+    for _ in range(2):
+        score.main(run, (str(source),), out=out, resume=True)
+        assert f"\n10 rows, 10 scored in {out}" in capsys.readouterr().err
     scored(run, source, whole := tmp_path / "whole.csv")
     assert out.read_bytes() == whole.read_bytes()
 
@@ -440,6 +454,24 @@ def test_the_classes_of_the_record_are_named(run, tmp_path, capsys):
     scored(run, texts_file(tmp_path / "a.csv"), tmp_path / "b.csv", task="named")
     path.unlink()
     assert "positive = Fresh\ufffd[1m, negative = Rotten\n" in capsys.readouterr().err
+
+
+def test_the_unit_is_that_of_the_only_record_and_several_are_listed(run, tmp_path):
+    model, source = language_model.load(run), texts_file(tmp_path / "a.csv")
+    only = unit_record.load(model.record_dirs, model.digest)
+    other = dataclasses.replace(only, task="other", unit=3, feature="hidden", accuracy_alone=0.5)
+    elsewhere = unit_record.save(dataclasses.replace(other, task="elsewhere", digest="d2"), run / "units")
+    before = scored(run, source, tmp_path / "b.csv")
+    path = unit_record.save(other, run / "units")
+    several = refused(run, source, tmp_path / "c.csv")
+    assert (
+        "several tasks: other (unit 3), sst (unit 2); name one with --task" in several
+        and not (tmp_path / "c.csv").exists()
+    )
+    assert scored(run, source, tmp_path / "b.csv", task="sst") == before
+    assert scored(run, source, tmp_path / "b.csv", task="other") != before
+    path.unlink()
+    elsewhere.unlink()
 
 
 def test_a_run_that_was_killed_before_its_first_group_starts_again(run, tmp_path):
@@ -510,7 +542,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, tmp_path):
 def test_standard_input_to_standard_output(run, tmp_path):
     data = b'{"text": "good", "label": 1}\n{"text": "b\\u0000d"}\n'
     status, out, err = ended("-m", "mlstm_jax", "score", run, "-", data=data)
-    assert status == 0 and err == f"{CLASSES}\n2 rows\n"
+    above = sum(row["sentiment"] == "positive" for row in back(out))
+    share = f"2 scored, {above} ({above / 2:.1%}) positive, {2 - above} negative"
+    assert status == 0 and err == f"{run}: {UNIT}\n2 rows, {share}\n"
     assert [(row["text"], row["label"]) for row in back(out)] == [("good", "1"), ("b\0d", "")]
     status, out, _ = ended("-m", "mlstm_jax", "score", run, "-", "--json", data=b"good\nb\xffd\n")
     assert [row["text"] for row in back(out, True)] == ["good", "b\udcffd"] and status == 0
@@ -520,13 +554,13 @@ def test_standard_input_to_standard_output(run, tmp_path):
 def test_a_full_disk_is_one_line_and_what_is_done_is_kept(run, tmp_path):
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 100), tmp_path / "b.csv"
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000)); "
-    status, _, err = ended("-c", limit + SMALL, run, source, "--out", out)
+    status, _, err = ended("-c", limit + SMALL, run, source, "--out", out, "--quiet")
     assert status == 2 and err.count("\n") == 1 and err.startswith(f"error: cannot write {out}.part: File too large")
     assert "--resume" in err and not out.exists()
     status, _, err = ended("-c", SMALL, run, source, "--out", out, "--resume")
     assert status == 0 and len(back(out.read_bytes())) == 500
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "mlstm_jax", "score", run, source]
+        command = [sys.executable, "-m", "mlstm_jax", "score", run, source, "--quiet"]
         process = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 2 and process.stderr.startswith(b"error: cannot write to standard output: No space")
     assert process.stderr.count(b"\n") == 1

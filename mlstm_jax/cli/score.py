@@ -117,14 +117,16 @@ def main(
         "size of groups": [rows, BYTES],
     } | {f"{source.name} (kind, bytes, time)": list(source[1:]) for source in found}
     classes = describe_classes(record.negative, record.positive)
+    logger.info(f"{run}: {_describe(record)}; {classes}")
     if file and os.path.lexists(file):  # with --resume alone
-        total, scored = _counts_of_finished(file, about)
-        logger.info(f"{classes}\n{total:,} rows in {file}, which is finished")
+        total, scored, above = _counts_of_finished(file, about)
+        logger.info(f"{_counts(total, scored, above)} in {file}, which is finished")
         _require_scored(scored, file)
         return
     total, without, size = 0, {}, sum(source.size or 0 for source in found)
     show = file is not None or not sys.stdout.isatty()  # a bar amid the rows would spoil them
     with progress("scoring", size, show) as done, writing(file, about, resume) as sink:
+        above = sink.positive
         for number, group in enumerate(groups(reading, rows, BYTES)):
             total += len(group)
             _note(group, without, len(found) > 1)
@@ -132,24 +134,34 @@ def main(
                 done(sum(review.share for review in group))
                 continue
             values = read(model, group, record, done)
+            above = None if above is None else above + int(positive(values, record).sum())
             header = as_csv([columns]) if number == 0 and not as_json else b""
             sink.write(header + as_rows(group, values, record, columns, as_json, safe_cells))
-            sink.finish_group()
+            sink.finish_group(above)
         for source in found:
             if not unchanged(source):
                 raise UserError(f"{source.name} has changed while it was read; remove {sink.name} and start again")
         if not total:
             raise UserError(f"{', '.join(source.name for source in found[:3])}: there is no review in it")
         scored = total - sum(reason.rows for reason in without.values())
-        sink.finish({"rows": total, "scored": scored})
-    logger.info(classes)
-    _report(total, without, file)
+        sink.finish({"rows": total, "scored": scored} | _known(above))
+    _report(without)
+    logger.info(_counts(total, scored, above) + (f" in {file}" if file else ""))
     _require_scored(scored, file)
 
 
 def run(args: list[str]) -> None:
     """`mlstm score` with these arguments."""
     tyro.cli(main, prog="mlstm score", args=args)
+
+
+# The unit
+
+
+def _describe(record: UnitRecord) -> str:
+    """A record in a few words."""
+    unit = f"unit {record.unit}" + f" ({record.feature})" * (record.feature != "cell")
+    return f"{unit}, task {record.task}, accuracy {record.accuracy_alone:.1%} on its test texts"
 
 
 # Reading
@@ -226,12 +238,14 @@ def safe_cell(cell: Any) -> Any:
 
 
 class Sink(NamedTuple):
-    """Where rows go: its name, the groups that are there already, how to write, what to do behind a group and last."""
+    """Where rows go: its name, what is there already, how to write, what to do behind a group and last."""
 
     name: str
     groups: int
+    positive: int | None
+    """Rows so far whose sentiment is positive; None where a file of version 0.1 goes on, which did not count them."""
     write: Callable[[bytes], Any]
-    finish_group: Callable[[], None]
+    finish_group: Callable[[int | None], None]
     finish: Callable[[dict[str, int]], None]
 
 
@@ -283,7 +297,7 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
         for name in (state.name, done.name):
             for left in out.parent.glob(f".{glob.escape(name)}.*"):  # by one that was killed
                 left.unlink()
-        count, size, digest = _finished(file, part, state, about)
+        count, size, digest, above = _finished(file, part, state, about)
         try:
             file.truncate(size)
             file.seek(size)
@@ -295,13 +309,16 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
             def known(**more: int) -> dict[str, Any]:
                 return seal(about | {"bytes": file.tell(), "sha256": digest.hexdigest()} | more)
 
-            def finish_group(groups: int = 1) -> None:
-                nonlocal count
-                count += groups
+            def store(above: int | None) -> None:
                 file.flush()
                 os.fsync(file.fileno())  # before the state that refers to it
                 with atomic(state) as stored:
-                    stored.write(dumps(known(groups=count)).encode())
+                    stored.write(dumps(known(groups=count, **_known(above))).encode())
+
+            def finish_group(above: int | None) -> None:
+                nonlocal count
+                count += 1
+                store(above)
 
             def finish(counts: dict[str, int]) -> None:
                 file.flush()
@@ -314,8 +331,8 @@ def writing(out: Path | None, about: dict[str, Any], resume: bool) -> Iterator[S
                 sync_folder(out.parent)
                 state.unlink(missing_ok=True)
 
-            finish_group(0)
-            yield Sink(str(part), count, write, finish_group, finish)
+            store(above)
+            yield Sink(str(part), count, above, write, finish_group, finish)
         except BaseException as error:
             if not count:  # there is nothing to keep
                 part.unlink()
@@ -330,7 +347,8 @@ def _standard_output() -> Iterator[Sink]:
     safe = lambda data: to_bytes(printable(to_text(data).replace("\r\n", "\n")))
     show = (lambda data: stream.write(safe(data))) if sys.stdout.isatty() else stream.write
     try:
-        yield Sink("what was written", 0, show, stream.flush, lambda counts: stream.flush())
+        flush = lambda counts: stream.flush()
+        yield Sink("what was written", 0, 0, show, flush, flush)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -349,11 +367,14 @@ def _reported(part: Path, state: Path) -> Iterator[None]:
         raise UserError(f"cannot write {part}: {error.strerror or error}{kept}") from None
 
 
-def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -> tuple[int, int, Any]:
-    """Groups that are whole, their bytes and SHA-256 so far; raises UserError unless they are of a run like this."""
+def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -> tuple[int, int, Any, int | None]:
+    """Groups that are whole, their bytes, SHA-256 and positive rows so far.
+
+    Raises UserError unless they are of a run like this.
+    """
     size, digest = part.stat().st_size, hashlib.sha256()
     if size == 0:
-        return 0, 0, digest
+        return 0, 0, digest, 0
     start_again = f"remove {part} and start again"
     try:
         stored = read_json(state, {"groups": int, "bytes": int})
@@ -370,11 +391,20 @@ def _finished(file: IO[bytes], part: Path, state: Path, about: dict[str, Any]) -
     same = stored.get("sha256", digest.hexdigest()) == digest.hexdigest()  # version 0.1 kept none
     if not same:
         raise UserError(f"{part} is not as it was written; {start_again}")
-    return count, finished, digest
+    return count, finished, digest, _positive_of(stored)
 
 
-def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int]:
-    """Rows of a finished file and those with a value; raises UserError unless it is of a run like this one."""
+def _positive_of(stored: dict[str, Any]) -> int | None:
+    """The positive rows that a file's state knows of; version 0.1 kept none."""
+    return stored["positive"] if type(stored.get("positive")) is int else None
+
+
+def _known(above: int | None) -> dict[str, int]:
+    return {} if above is None else {"positive": above}
+
+
+def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int, int | None]:
+    """Rows of a finished file, those with a value, those positive; raises UserError unless it is of a run like this."""
     done, known = _parts(out)[2], {"rows": int, "scored": int, "bytes": int, "sha256": str, "checksum": str}
     otherwise = "name another file with --out, or move it away"
     try:
@@ -389,7 +419,7 @@ def _counts_of_finished(out: Path, about: dict[str, Any]) -> tuple[int, int]:
         same = hashlib.file_digest(file, "sha256").hexdigest() == stored["sha256"]
     if not same:
         raise UserError(f"{out} exists, and is not as it was written; {otherwise}")
-    return stored["rows"], stored["scored"]
+    return stored["rows"], stored["scored"], _positive_of(stored)
 
 
 def _difference(stored: dict[str, Any], about: dict[str, Any]) -> str | None:
@@ -426,10 +456,19 @@ def _require_scored(scored: int, out: Path | None) -> None:
         raise UserError(f"no row could be scored; the notes in {out or 'the rows'} say why")
 
 
-def _report(total: int, without: dict[str, Without], out: Path | None) -> None:
-    """Lines on stderr: how many rows there are, and those without a value by number."""
+def _report(without: dict[str, Without]) -> None:
+    """Lines on stderr: the rows without a value by number."""
     for reason, (count, first, why) in without.items():
         places = ", ".join(first) + " ..." * (count > len(first))
         first = f" (the first: {why})" if why else ""
         logger.warning(f"{count:,} without a value, {reason}{first}: line{'s' * (count > 1)} {places}")
-    logger.info(f"{total:,} rows" + (f" in {out}" if out else ""))
+
+
+def _counts(total: int, scored: int, above: int | None) -> str:
+    """How many rows there are, and how many of those with a value are positive."""
+    share = (
+        f", {above:,} ({above / scored:.1%}) positive, {scored - above:,} negative"
+        if scored and above is not None
+        else ""
+    )
+    return f"{total:,} rows, {scored:,} scored{share}"
