@@ -161,7 +161,7 @@ def _unroll_backward(dtype, axis, remat_every, loops, residuals, cotangents):
 
         def table(d):  # a table's gradient: every step's gradient added to the row it read
             if dtype.itemsize < 4:  # as a product, in the same order each time; on a CPU, in float32, it is slower
-                return dot(jax.nn.one_hot(data.reshape(-1), len(mx), dtype=dtype, axis=0), rows(d))
+                return product(jax.nn.one_hot(data, len(mx), dtype=dtype), d)
             return jnp.zeros((len(mx), d.shape[-1]), d.dtype).at[data.reshape(-1)].add(rows(d))
 
         mx_here, mh, dm = mx[data], mh.astype(mx.dtype), dm.astype(mx.dtype)
