@@ -75,10 +75,7 @@ def main(
         raise UserError(f"{page} is there already; name another folder with --report")
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
-        from mlstm_jax.sentiment import (
-            evaluation,  # late, as they import jax: --help stays quick
-            sections,
-        )
+        from mlstm_jax.sentiment import evaluation, sections  # late, as they import jax: --help stays quick
 
         model = language_model.load(run, precision=precision)
         model.require_bytes()
