@@ -322,7 +322,7 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """An entry of a zip, never more than it is expected to be: archive.read() would unpack all before it looks."""
+    """An entry of a zip, never more than the size that it states: archive.read() would unpack all before it looks."""
     if name not in archive.NameToInfo:
         raise UserError(f"it has no entry {name}")
     with archive.open(name) as file:
