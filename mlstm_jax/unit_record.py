@@ -57,6 +57,10 @@ class UnitRecord:
     negative: str = "negative"
     """The task's own name of the class."""
     positive: str = "positive"
+    interval_alone: tuple[float, float] | None = None
+    """95 % interval of `accuracy_alone`; None in older records."""
+    accuracy_majority: float | None = None
+    """Test accuracy of always guessing the commoner class of the training texts; None as above."""
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
@@ -71,6 +75,7 @@ class UnitRecord:
             raise UserError("not a unit record")
         numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
         numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
+        numbers += (*(self.interval_alone or ()), self.accuracy_majority or 0.0)
         if not all(map(math.isfinite, numbers)):
             raise UserError("a unit record holds finite numbers only")
 
@@ -132,6 +137,31 @@ def describe_classes(negative: str, positive: str) -> str:
     return f"positive = {positive}, negative = {negative}"
 
 
+CLEAR = 0.03  # the lower end of a unit's interval is this far above always guessing, or the unit is weak
+
+
+def is_weak(record: UnitRecord) -> bool:
+    """Whether the unit alone is not clearly better than guessing: its interval starts below majority + `CLEAR`.
+
+    An older record does not say, and is not called weak.
+    """
+    if record.interval_alone is None or record.accuracy_majority is None:
+        return False
+    return record.interval_alone[0] < record.accuracy_majority + CLEAR
+
+
+def verdict(record: UnitRecord) -> str:
+    """How good the unit alone is, beside always guessing the commoner class, in one line."""
+    alone, task = f"{record.accuracy_alone:.1%}", record.task
+    name = f"unit {record.unit}" + f" ({record.feature})" * (record.feature != "cell")
+    if record.interval_alone is None or record.accuracy_majority is None:
+        return f"sentiment {name}: {alone} alone on {task}"
+    low, high = record.interval_alone
+    measured, guessing = f"{alone} [{low:.1%}, {high:.1%}]", f"{record.accuracy_majority:.1%}"
+    found = "no sentiment unit; " if is_weak(record) else "sentiment "
+    return f"{found}{name}: {measured} alone on {task}; always guessing the commoner class: {guessing}"
+
+
 def clamp_value(record: UnitRecord, k: float) -> float:
     """The cell state at which to hold the unit: the midpoint of the class means + k * sign * deviation.
 
@@ -174,8 +204,11 @@ def _read(path: Path) -> UnitRecord:
             raise UserError(f"{path} does not fit its checksum")
         fields.pop("checksum", None)
         fields["coefficients"] = tuple(fields["coefficients"])
+        if fields.get("interval_alone") is not None:
+            low, high = fields["interval_alone"]
+            fields["interval_alone"] = (low, high)
         return UnitRecord(**fields)
-    except (UserError, TypeError):
+    except (UserError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; find the unit again", *FIND, **_of(path.stem)) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -71,7 +71,7 @@ def back(data, as_json=False):
 
 
 CLASSES = "positive = positive, negative = negative"  # of a record of version 0.1
-UNIT = f"unit 2, task sst, accuracy 85.0% on its test texts; {CLASSES}"
+UNIT = f"{CLASSES}\nsentiment unit 2: 85.0% alone on sst"
 
 
 def texts_file(path, texts=TEXTS, labels=None):
@@ -155,7 +155,7 @@ def test_rows_without_a_value_are_kept_and_told_by_number(run, tmp_path, capsys)
     assert rows[1]["text"] == "{broken" and rows[1]["note"].startswith("not readable: not JSON")
     assert rows[2]["note"] == "not readable: 'text' is not a text" and rows[3]["note"] == "empty"
     printed = capsys.readouterr().err.splitlines()
-    assert printed.pop(0) == f"{run}: {UNIT}"
+    assert "\n".join([printed.pop(0), printed.pop(0)]) == f"{run}: {UNIT}"
     assert printed[0].startswith("2 without a value, not readable (the first: not JSON") and printed[0].endswith(
         "lines 2, 3"
     )

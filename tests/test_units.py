@@ -9,7 +9,7 @@ import pytest
 
 from helpers.unit_records import RECORD
 from mlstm_jax import disk, unit_record
-from mlstm_jax.cli.program import explain
+from mlstm_jax.cli.program import announce, explain
 from mlstm_jax.errors import UserError
 from mlstm_jax.sentiment import probe
 
@@ -119,3 +119,45 @@ def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         unit_record.save(RECORD, tmp_path / "file")
+
+
+INTERVAL, LOWER = (0.76, 0.801), (0.48, 0.535)
+
+
+@pytest.mark.parametrize(
+    "alone, interval, majority, said",
+    [
+        (0.781, INTERVAL, 0.5, "sentiment unit 2: 78.1% [76.0%, 80.1%] alone on sst; always guessing the commoner"),
+        (
+            0.506,
+            LOWER,
+            0.5,
+            "no sentiment unit; unit 2: 50.6% [48.0%, 53.5%] alone on sst; always guessing",
+        ),
+        (0.781, INTERVAL, 0.75, "no sentiment unit; unit 2: 78.1% [76.0%, 80.1%] alone on sst; always guessing"),
+    ],
+)
+def test_a_verdict_has_the_interval_and_the_majority_and_calls_a_weak_unit_none(
+    tmp_path, caplog, alone, interval, majority, said
+):
+    record = dataclasses.replace(RECORD, accuracy_alone=alone, interval_alone=interval, accuracy_majority=majority)
+    assert unit_record.verdict(record).startswith(said) and unit_record.verdict(record).endswith(
+        f"class: {majority:.1%}"
+    )
+    assert unit_record.is_weak(record) == said.startswith("no")
+    unit_record.save(record, tmp_path)
+    assert unit_record.load([tmp_path], "d1") == record
+    announce(record)
+    assert caplog.records[-1].levelname == "WARNING" or not unit_record.is_weak(record)
+
+
+@pytest.mark.parametrize("interval", [[0.1], [0.1, 0.2, 0.3], "ab", 0.5, [None, 0.5], [float("nan"), 0.5]])
+def test_an_interval_that_is_none_is_a_damaged_record(tmp_path, interval):
+    fields = dataclasses.asdict(RECORD) | {"interval_alone": interval}
+    (tmp_path / "sst.json").write_text(json.dumps(disk.seal(fields)))
+    with pytest.raises(UserError, match="damaged"):
+        unit_record.load([tmp_path], "d1")
+
+
+def test_an_older_record_is_not_called_weak():
+    assert unit_record.verdict(RECORD) == "sentiment unit 2: 85.0% alone on sst" and not unit_record.is_weak(RECORD)

@@ -11,7 +11,6 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 
 from mlstm_jax import tasks, unit_record
@@ -75,7 +74,7 @@ def main(
         raise UserError(f"{page} is there already; name another folder with --report")
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
-        from mlstm_jax.sentiment import evaluation, sections  # late, as they import jax: --help stays quick
+        from mlstm_jax.sentiment import evaluation, probe, sections  # late, as they import jax: --help stays quick
 
         model = language_model.load(run, precision=precision)
         model.require_bytes()
@@ -93,8 +92,6 @@ def main(
             found = evaluation.find(model, texts, feature)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
             folder = report or out or model.kept.pictures(texts.name)
-            # What calling every text by the commoner training label would reach.
-            majority = float(np.mean(texts.test.labels == np.bincount(texts.train.labels).argmax()))
             parts = []
 
             def add(*new: sections.Section) -> None:
@@ -102,7 +99,8 @@ def main(
                     sections.show(part)
                 parts.extend(new)
 
-            add(sections.the_unit(model, found, majority, folder), sections.rankings(found))
+            add(sections.the_unit(model, found, folder), sections.rankings(found))
+            program.announce(record)
             log(f"wrote {saved}")
             if controls or report:
                 add(*sections.doubts(model, texts, found))
@@ -119,7 +117,7 @@ def main(
                 ]
                 log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
             advise(model.path, model.hidden, record)
-            numbers = unit_record.summary(record) | evaluation.intervals(found) | {"accuracy_majority": majority}
+            numbers = unit_record.summary(record) | {"interval_all": probe.interval(found.right_all)}
             numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
             numbers |= {"record": str(saved), "report": page and str(page)}
             numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
@@ -156,8 +154,8 @@ def labelled(
 
 def advise(path: Path, hidden: int, record: UnitRecord) -> None:
     """Say what to make of it, and the command to try next."""
-    if hidden < ENOUGH_UNITS:
-        note(f"A model of {hidden} units is small: do not expect a sentiment unit below about {ENOUGH_UNITS}.")
+    if unit_record.is_weak(record) and hidden < ENOUGH_UNITS:
+        note(f"A model of {hidden} units is small: a clear sentiment unit begins to show at about {ENOUGH_UNITS}.")
     if record.feature == "cell":
         note(f"Next: {program.command('sample', path, sentiment='+2')}")
     else:

@@ -16,6 +16,7 @@ from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.signals import mute
 from mlstm_jax.text import printable
+from mlstm_jax.unit_record import UnitRecord, is_weak, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,12 @@ def explain(error: UserError) -> str:
 def flags(text: str) -> str:
     """A library's text for the command line: `seq_length`, a parameter in backticks, becomes --seq-length."""
     return re.sub("`([a-z][a-z_.]*)`", lambda name: _flag(name[1]) if name[1] in PARAMETERS else name[0], text)
+
+
+def announce(record: UnitRecord) -> None:
+    """Say how good a unit is; of one that is hardly better than guessing, as a warning."""
+    level = logging.WARNING if is_weak(record) else logging.INFO
+    logger.log(level, verdict(record))
 
 
 def command(program: str, *arguments: str | Path, **parameters: object) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from mlstm_jax.cli.program import announce
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference.options import SamplingOptions
 from mlstm_jax.text import printable, show, to_bytes
@@ -75,6 +76,7 @@ def main(
 
         model = language_model.load(run)
         if sentiment is not None:
+            announce(model.unit_of(task))
             for unit, value in model.sentiment_clamp(sentiment, task, held, options).items():
                 logger.info(f"holding unit {unit} at {value:.4g}")
                 held[unit] = [(0, value)]

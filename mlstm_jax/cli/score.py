@@ -24,7 +24,7 @@ import tyro
 from jaxtyping import Float
 
 from mlstm_jax import disk, unit_record
-from mlstm_jax.cli.program import flags
+from mlstm_jax.cli.program import announce, flags
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.readers import (
     COMPRESSIONS,
@@ -117,7 +117,8 @@ def main(
         "size of groups": [rows, BYTES],
     } | {f"{source.name} (kind, bytes, time)": list(source[1:]) for source in found}
     classes = describe_classes(record.negative, record.positive)
-    logger.info(f"{run}: {_describe(record)}; {classes}")
+    logger.info(f"{run}: {classes}")
+    announce(record)
     if file and os.path.lexists(file):  # with --resume alone
         total, scored, above = _counts_of_finished(file, about)
         logger.info(f"{_counts(total, scored, above)} in {file}, which is finished")
@@ -153,15 +154,6 @@ def main(
 def run(args: list[str]) -> None:
     """`mlstm score` with these arguments."""
     tyro.cli(main, prog="mlstm score", args=args)
-
-
-# The unit
-
-
-def _describe(record: UnitRecord) -> str:
-    """A record in a few words."""
-    unit = f"unit {record.unit}" + f" ({record.feature})" * (record.feature != "cell")
-    return f"{unit}, task {record.task}, accuracy {record.accuracy_alone:.1%} on its test texts"
 
 
 # Reading

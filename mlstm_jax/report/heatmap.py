@@ -13,7 +13,7 @@ from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.report import html_page, plots
 from mlstm_jax.text import frame, printable, to_bytes, to_text
-from mlstm_jax.unit_record import UnitRecord
+from mlstm_jax.unit_record import UnitRecord, verdict
 
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
@@ -75,7 +75,8 @@ def draw(
         every = np.concatenate(values)
         scale = Scale(float(every.mean()), DEVIATIONS * float(every.std()), ("low", "mean", "high"))
         middle = "the mean of these bytes; which sign is positive is not known"
-    return HeatMap(shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}")
+    judged = f"; {verdict(record)}" if record else ""
+    return HeatMap(shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}{judged}")
 
 
 def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:

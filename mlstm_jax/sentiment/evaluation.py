@@ -100,16 +100,10 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         units_used=probe.units_used(fitted),
         negative=task.classes[0],
         positive=task.classes[1],
+        interval_alone=probe.interval(right_alone),
+        accuracy_majority=float(np.mean(test.y == np.bincount(train.y).argmax())),
     )
     return Found(record, fitted, train, dev, test, right_all, right_alone)
-
-
-def intervals(found: Found) -> dict[str, tuple[float, float]]:
-    """The intervals of a record's two accuracies, by name."""
-    return {
-        "interval_all": probe.interval(found.right_all),
-        "interval_alone": probe.interval(found.right_alone),
-    }
 
 
 class Folded(NamedTuple):

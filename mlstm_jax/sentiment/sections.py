@@ -51,7 +51,7 @@ def drawn(*pictures: tuple[Callable[[], Path], str]) -> list[tuple[Path, str]]:
     return [(path, caption) for path, caption in attempts if path]
 
 
-def the_unit(model: Model, found: Found, majority: float, folder: Path) -> Section:
+def the_unit(model: Model, found: Found, folder: Path) -> Section:
     """What was found in one table, a histogram of the unit by label (figure 3 of the paper), the probe's weights."""
     record, test = found.record, found.test
     update = "" if record.update is None else f", update {record.update:,}"
@@ -67,7 +67,7 @@ def the_unit(model: Model, found: Found, majority: float, folder: Path) -> Secti
         ("units the probe uses", f"{record.units_used:,} of {model.hidden:,}"),
         ("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} ({best})"),
         ("test accuracy, that unit alone", percent(found.right_alone)),
-        ("test accuracy, majority class", f"{majority:.2%}"),
+        ("test accuracy, majority class", f"{record.accuracy_majority:.2%}"),
     ]
     title = f"Unit {record.unit} ({record.sign:+d}) on the {len(test.y):,} test texts of {record.task}"
     used = f"L1 probe: {record.units_used:,} of {len(record.coefficients):,} units used, C = {record.c:g}"

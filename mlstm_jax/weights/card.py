@@ -43,13 +43,13 @@ def card(about: Mapping[str, Any]) -> str:
     ]
     if units:
         lines += [
-            "| task | classes | unit | sign | accuracy, all units | accuracy, that unit alone |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| task | classes | unit | sign | accuracy, all units | accuracy, that unit alone | always guessing |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *(
                 f"| {_cell(unit['task'])} ({_cell(unit['note'])}) "
                 f"| {_cell(describe_classes(unit['negative'], unit['positive']))} "
                 f"| {unit['unit']} ({unit['feature']}) | {unit['sign']:+d} "
-                f"| {unit['accuracy_all']:.1%} | {unit['accuracy_alone']:.1%} |"
+                f"| {unit['accuracy_all']:.1%} | {_alone(unit)} |"
                 for unit in units
             ),
             "",
@@ -60,6 +60,13 @@ def card(about: Mapping[str, Any]) -> str:
     else:
         lines += ["None: this is not a model of bytes."]
     return "\n".join(lines) + "\n"
+
+
+def _alone(unit: Mapping[str, Any]) -> str:
+    """Two cells: the unit's accuracy with its interval, where an older record has one, and that of guessing."""
+    interval, majority = unit.get("interval_alone"), unit.get("accuracy_majority")
+    measured = f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else ""
+    return f"{unit['accuracy_alone']:.1%}{measured} | {'not known' if majority is None else format(majority, '.1%')}"
 
 
 def _cell(text: str) -> str:
