@@ -1,9 +1,12 @@
 """One run on one device or on eight: the same figures, nothing gathered inside the loops over time, the same files."""
 
+import dataclasses
 import json
 import re
 import shutil
 import signal
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from helpers.programs import ROOT, assert_same_figures, end, figures, start, train
 from mlstm_jax.cli.train import run
-from mlstm_jax.config import Config, MeshConfig
+from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
 from mlstm_jax.training import checkpoint, sharding
@@ -23,7 +26,7 @@ MESHES = ["8x1x1", "4x2x1", "2x2x2", "1x1x8", "1x8x1"]  # data, fsdp, model
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 # One process compiles on one core, so that two of them share the work.
 WORK = [
-    ["wide_meshes", "scores", "restored", "rows"],
+    ["wide_meshes", "scores", "restored", "rows", "moved"],
     ["narrow_meshes", "groups", "narrow_products", "gradients", "drawn", "refused", "bad_loops"],
 ]
 
@@ -199,6 +202,87 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line_that_says_what_to_chan
     assert "\n" not in str(error.value)
 
 
+some_meshes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.sampled_from([None, 0, 1, 2])).map(
+    lambda drawn: MeshConfig(*(-1 if axis == drawn[3] else size for axis, size in enumerate(drawn[:3])))
+)
+sizes_of = dataclasses.astuple
+
+
+@given(some_meshes, st.integers(1, 64), st.integers(1, 96), st.integers(1, 96), st.sets(st.sampled_from(sharding.AXES)))
+def test_a_fitted_mesh_uses_all_devices_in_equal_parts_and_keeps_what_is_named(mesh, devices, hidden, rows, named):
+    found = sharding.fit(mesh, devices, hidden, rows, named)
+    possible = [
+        (data, fsdp, devices // (data * fsdp))
+        for data in range(1, devices + 1)
+        for fsdp in range(1, devices + 1)
+        if devices % (data * fsdp) == 0 and rows % (data * fsdp) == 0 and hidden % (devices // data) == 0
+    ]
+    asked = dict(zip(sharding.AXES, sizes_of(mesh), strict=True))
+    where = lambda axis: sharding.AXES.index(axis)
+    possible = [p for p in possible if all(asked[axis] in (-1, p[where(axis)]) for axis in named)]
+    assert (found is None) == (possible == [])
+    assume(found)
+    assert sizes_of(found) in possible
+    for axis in ("model", "fsdp", "data"):  # what can stay as it is stays, in this order
+        kept = [p for p in possible if asked[axis] in (-1, p[where(axis)])]
+        assert not kept or sizes_of(found) in kept
+        possible = [p for p in possible if p[where(axis)] == sizes_of(found)[where(axis)] or asked[axis] == -1]
+
+
+@pytest.mark.parametrize(
+    "mesh, devices, found",
+    [
+        (MeshConfig(-1, 1, 1), 8, (8, 1, 1)),
+        (MeshConfig(2, 2, 2), 8, (2, 2, 2)),
+        (MeshConfig(2, 2, 2), 4, (1, 2, 2)),
+        (MeshConfig(2, 2, 2), 2, (1, 1, 2)),
+        (MeshConfig(-1, 2, 2), 1, (1, 1, 1)),
+        (MeshConfig(2, 2, 2), 32, (8, 2, 2)),
+        (MeshConfig(1, 8, 1), 4, (1, 4, 1)),
+        (MeshConfig(-1, 1, 1), 64, (32, 1, 2)),  # no more than its 32 rows
+    ],
+)
+def test_a_fitted_mesh_is_the_nearest(mesh, devices, found):
+    assert sizes_of(sharding.fit(mesh, devices, hidden=48, rows=32)) == found
+    assert sharding.fit(mesh, 7, hidden=48, rows=32) is None
+
+
+class Device(NamedTuple):
+    process_index: int
+    id: int
+
+
+def fitted(monkeypatch, mesh, named=(), processes=1, each=8, rows=32):
+    """What is said of the mesh that is fitted to so many devices, and the devices in it."""
+    made = []
+    monkeypatch.setattr(sharding, "make", lambda _, devices: made.extend(devices))
+    devices = [Device(process, number) for process in range(processes) for number in range(each)]
+    config = Config(model=ModelConfig(hidden=48), batch_size=rows, mesh=mesh)
+    return sharding.fitted.__wrapped__(config, named, devices).change, made
+
+
+def test_how_a_mesh_was_fitted_is_one_line(monkeypatch):
+    said = lambda *args, **more: fitted(monkeypatch, *args, **more)[0]
+    assert said(MeshConfig(2, 2, 2)) is said(MeshConfig(-1, 1, 2)) is None
+    assert said(MeshConfig(1, 2, 2), each=1) == (
+        "the mesh 1 x 2 x 2 (data, fsdp, model) is fitted to 1 device: 1 x 1 x 1"
+    )
+    line, used = fitted(monkeypatch, MeshConfig(2, 2, 2), each=7)
+    assert "fitted to 6 of 7 devices: 1 x 2 x 3; 32 rows and 48 units have no equal parts on all" in line
+    assert [device.id for device in used] == [*range(6)]
+
+
+def test_where_not_all_devices_can_be_used_as_many_are_of_every_process(monkeypatch):
+    _, used = fitted(monkeypatch, MeshConfig(), processes=2, each=5)
+    assert used == [Device(process, number) for process in (0, 1) for number in range(4)]
+
+
+def test_what_is_named_is_binding(monkeypatch):
+    with pytest.raises(UserError, match="a mesh of 3 x 1 x 1 .* does not fit 8 devices; change"):
+        sharding.fitted(Config(mesh=MeshConfig(3, 1, 1)), ["data"], jax.devices() * 8)
+    assert "fitted to 8 devices: 4 x 2 x 1" in fitted(monkeypatch, MeshConfig(4, 1, 1), named=["data"])[0]
+
+
 def test_rows_that_cannot_be_spread_are_one_line_that_says_what_to_change():
     eight_devices = jax.devices() * 8
     with pytest.raises(UserError, match="^12 rows cannot be spread over 8 devices .*; change `batch_size`, `grad_acc"):
@@ -231,6 +315,17 @@ def test_a_run_killed_on_eight_devices_resumes_on_one_and_on_four(whole, reviews
     for process, name in zip(end(one, four), ("one", "four"), strict=True):
         assert process.status == 0 and f"after update {saved}\n" in process.out, process.err
         assert_same_figures(tmp_path / name, whole)
+
+
+def test_a_run_goes_from_eight_devices_to_one_and_back_and_to_any_other_number_without_flags(whole, eight):
+    """Its mesh stays 2 x 2 x 2: what is fitted to fewer devices is not kept. On five, four are used."""
+    where, starts = eight["moved"]["run_dir"], eight["moved"]["starts"]
+    fitted = [re.findall(r"the mesh 2 x 2 x 2 .* is fitted to (.*?)(?:;|\n)", said) for said in starts]
+    assert fitted == [[], ["1 device: 1 x 1 x 1"], ["4 of 5 devices: 1 x 2 x 2"], []]
+    meshes = [re.findall(r"(\d) x cpu .* mesh: data (\d), fsdp (\d), model (\d)", said) for said in starts]
+    assert meshes == [[tuple(sizes)] for sizes in ("8222", "1111", "4122", "8222")]
+    assert Run(Path(where)).read_config().mesh == MeshConfig(2, 2, 2)
+    assert_same_figures(Path(where), whole)
 
 
 def test_a_mesh_that_does_not_fit_makes_no_run(reviews, tmp_path):

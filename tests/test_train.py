@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_moved_or_overwritten(revie
     flip_a_byte(run_dir / "checkpoints" / "10")
     before = sorted((run_dir / "checkpoints").rglob("*"))
     with pytest.raises(UserError, match="no checkpoint of .* can be read: checkpoint 10 is damaged"):
-        train.run(["--run-dir", str(run_dir)])
+        train.run(["--run-dir", str(run_dir), "--more-updates", "5"])
     assert sorted((run_dir / "checkpoints").rglob("*")) == before
 
 
@@ -230,7 +231,7 @@ def test_a_run_whose_data_changed_is_refused(reviews, tmp_path):
     train.run(arguments(data, run_dir, "--updates", "5"))
     data.write_bytes(reviews.read_bytes() + b"\none more review")
     with pytest.raises(UserError, match="have changed"):
-        train.run(["--run-dir", str(run_dir)])
+        train.run(["--run-dir", str(run_dir), "--more-updates", "5"])
 
 
 def test_training_starts_from_another_programs_weights(golden, reviews, tmp_path, capsys):
@@ -434,7 +435,28 @@ def test_a_folder_that_is_not_a_run_is_left_alone(reviews, tmp_path):
 
 def test_two_processes_do_not_train_one_run(reviews, finished):
     with locked(finished, "trained"), pytest.raises(UserError, match="another process"):
-        train.run(["--run-dir", str(finished)])
+        train.run(["--run-dir", str(finished), "--more-updates", "5"])
+
+
+def test_a_finished_run_says_so_before_it_looks_at_data_or_devices(finished, tmp_path, monkeypatch, capsys):
+    """On any number of devices, and where the data have gone."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    config = Run(run_dir).read_config()
+    gone, mesh = str(tmp_path / "gone.txt"), configs.MeshConfig(data=1, fsdp=2, model=2)
+    Run(run_dir).write_config(replace(config, data=gone, mesh=mesh))
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("it looked for devices"))
+    assert train.run(["--run-dir", str(run_dir)]) == 0
+    assert "is finished (20 updates); --more-updates N" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed .* may not change"):
+        train.run(["--run-dir", str(run_dir), "--seed", "5"])
+
+
+def test_of_several_processes_the_first_says_that_a_run_is_finished(finished, capsys):
+    named = lambda number: ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", number]
+    assert train.run(["--run-dir", str(finished), *named("1")]) == 0 and capsys.readouterr().out == ""
+    assert train.run(["--run-dir", str(finished), *named("0")]) == 0
+    assert "is finished (20 updates)" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_where_nobody_reads_its_output(reviews, tmp_path):

@@ -7,8 +7,9 @@ import re
 import runpy
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from mlstm_jax.cli.program import log
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
@@ -105,10 +106,18 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
     return config if config.run_dir else dataclasses.replace(config, run_dir=run_dir), old
 
 
-def named_sizes(args: list[str]) -> list[str]:
-    """The fields of the model that a command line names."""
+class Named(NamedTuple):
+    """What a command line names of the groups of a config; what it does not name may be fitted to what is there."""
+
+    sizes: Collection[str] = ()  # fields of the model
+    axes: Collection[str] = ()  # of the mesh
+
+
+def named(args: list[str]) -> Named:
+    """The fields of the model and of the mesh that a command line names."""
     flags = {arg.split("=", 1)[0] for arg in args}
-    return [f.name for f in dataclasses.fields(ModelConfig) if f"--model.{f.name}" in flags]
+    of = lambda group, kind: [f.name for f in dataclasses.fields(kind) if f"--{group}.{f.name}" in flags]
+    return Named(of("model", ModelConfig), of("mesh", MeshConfig))
 
 
 def stored_config(run: Run) -> Config | None:
@@ -123,11 +132,10 @@ def stored_config(run: Run) -> Config | None:
         error = caught
     from mlstm_jax.training import checkpoint  # slow, and seldom needed here
 
-    if saved := checkpoint.saved_config(run):
-        config, update = saved
+    if saved := checkpoint.saved_meta(run):
         state = "damaged" if error else "missing"
-        log(f"{run.config_file} is {state}: taking the config that checkpoint {update} holds")
-        return config
+        log(f"{run.config_file} is {state}: taking the config that checkpoint {saved.update} holds")
+        return saved.config
     if error:
         raise UserError(f"{run.config_file} cannot be read ({error}); restore it, or name a new folder with --run-dir")
     return None

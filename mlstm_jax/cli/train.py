@@ -26,16 +26,22 @@ def run(args: list[str]) -> int:
     raise_file_limit()
     as_json, args = arguments.take_json(args)
     config, old = arguments.from_command_line(args, arguments.stored_config)
+    named = arguments.named(args)
     if config.plan:
         from mlstm_jax.cli import plan
 
-        return plan.run(config, as_json)
+        return plan.run(config, as_json, named.axes)
     if as_json:
         raise UserError("--json goes with --plan")
     if config.run_dir is None:
         raise UserError("a run needs a folder; name one with --run-dir")
     run = Run(Path(config.run_dir))
     check_folder(run, config, is_new=old is None)
+    if old and not config.more_updates and not config.verify:
+        from mlstm_jax.cli import train_loop
+
+        if train_loop.is_finished(run, config, named):
+            return 0
     config = find_data(config, old)
     data = open_data(config)  # before the slow imports: what is wrong with it should be known at once
     if config.verify:
@@ -44,14 +50,13 @@ def run(args: list[str]) -> int:
     from mlstm_jax.cli import train_loop
     from mlstm_jax.training import processes
 
-    sizes = arguments.named_sizes(args)
     processes.start(config)
     if not processes.is_first():
         signals.mute()  # the first process prints and locks for all
-        return train_loop.train(config, run, data, sizes)
+        return train_loop.train(config, run, data, named)
     describe_data(data, config)
     with run.lock():
-        return train_loop.train(config, run, data, sizes)
+        return train_loop.train(config, run, data, named)
 
 
 def check_folder(run: Run, config: Config, is_new: bool) -> None:

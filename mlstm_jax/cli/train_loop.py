@@ -18,7 +18,7 @@ from jaxtyping import Int
 from mlstm_jax import config as configs
 from mlstm_jax import hardware, signals
 from mlstm_jax.cli import program
-from mlstm_jax.cli.arguments import stored_config
+from mlstm_jax.cli.arguments import Named, stored_config
 from mlstm_jax.cli.program import log, note
 from mlstm_jax.config import Config, ModelConfig, Precision
 from mlstm_jax.corpus import batches
@@ -57,34 +57,57 @@ class Training:
     update: int  # the number of updates done
 
 
-def train(config: Config, run: Run, data: Data, sizes: Collection[str] = ()) -> int:
+def is_finished(run: Run, config: Config, named: Named) -> bool:
+    """Whether the newest checkpoint is the last one, which is said then; no device and no data are looked at.
+
+    Raises UserError where the config is another run's.
+    """
+    saved = checkpoint.saved_meta(run)
+    if saved is None or saved.update < saved.end or saved.update != run.steps()[-1]:
+        return False
+    require_same_run(run, of_weights(config, saved.config.model, named.sizes) if config.init else config, saved)
+    if processes.is_first_named(config):
+        say_finished(run, saved.update)
+    return True
+
+
+def say_finished(run: Run, update: int) -> None:
+    """Print that a run is finished, and what to do with it."""
+    log(f"{run.path} is finished ({update:,} updates); --more-updates N trains it on. Try:")
+    log(next_steps(run))
+
+
+def train(config: Config, run: Run, data: Data, named: Named) -> int:
     """Train a run to its end, or until a signal. Returns the exit status.
 
-    `sizes` are the fields of the model that were asked for by name: initial weights must agree with them.
+    Initial weights must agree with the sizes that are `named`, and the mesh with the axes.
     """
-    training = prepare(config, run, data, sizes)
-    if training.update == training.meta.end:
-        log(f"{run.path} is finished ({training.update:,} updates); --more-updates N trains it on. Try:")
-        log(next_steps(run))
+    training = prepare(config, run, data, named)
+    if training.update == training.meta.end:  # known only now where a newer checkpoint was damaged
+        say_finished(run, training.update)
         return 0
     compiled = programs(training)
     return finish(training, compiled, fit(training, compiled))
 
 
-def prepare(config: Config, run: Run, data: Data, sizes: Collection[str] = ()) -> Training:
+def prepare(config: Config, run: Run, data: Data, named: Named) -> Training:
     """A training at its first update, or at the newest checkpoint's. Raises UserError where the two do not fit."""
     precision = hardware.default_precision() if config.precision == "auto" else config.precision
-    mesh = sharding.make(config)
+    saved, first = checkpoint.saved_meta(run), None
+    if config.init and saved:
+        config = of_weights(config, saved.config.model, named.sizes)  # taken from the weights then
+    elif config.init:
+        first = initial_weights(config.init)
+        config = of_weights(config, ModelConfig(hidden=first.hidden, embed=first.embed), named.sizes)
+    if saved:
+        require_same_run(run, config, saved)
+    mesh, change = sharding.fitted(config, named.axes)
+    if change:
+        note(change)
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (set while jax runs)
     if jax.default_backend() != "cpu" and not cache:  # another CPU's programs may crash
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     restored = checkpoint.restore(run, log, mesh)
-    first = None
-    if config.init and restored:
-        config = of_weights(config, restored.meta.config.model, sizes)  # taken from the weights then
-    elif config.init:
-        first = initial_weights(config.init)
-        config = of_weights(config, ModelConfig(hidden=first.hidden, embed=first.embed), sizes)
     kept, planned = configs.kept(config), planned_updates(config, data)
     if first:
         note(f"passes over the data: {planned / len(data.batches):.3g}, in {planned:,} updates")
@@ -144,21 +167,28 @@ def new_state(config: Config, mesh: Mesh, first: language_model.LanguageModel | 
     return sharding.spread_tree(state, updates.shardings(config, mesh))
 
 
-def resume(run: Run, config: Config, data: Data, saved: Meta) -> None:
-    """Print what changes in a run that has started. Raises UserError for what may not, and for other data."""
+def require_same_run(run: Run, config: Config, saved: Meta) -> None:
+    """Raise UserError where the config differs from a checkpoint's in what may not change once a run has started."""
     old = saved.config
-    changed = {k: pair for k, pair in configs.differences(old, config).items() if k not in ("run_dir", *configs.ONCE)}
-    fixed = {k: pair for k, pair in changed.items() if k.split(".")[0] in configs.FIXED}
-    described = ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in (fixed or changed).items())
+    fixed = {k: pair for k, pair in configs.differences(old, config).items() if k.split(".")[0] in configs.FIXED}
     if fixed:
         edited = configs.differences(old, stored_config(run) or old)
         undo = f"remove {run.config_file}, which was edited; then " * bool(fixed.keys() & edited.keys())
         raise UserError(
-            f"{run.path} is another run: {described} may not change once a run has started; {undo}"
+            f"{run.path} is another run: {_described(fixed)} may not change once a run has started; {undo}"
             f"{program.command('train', run_dir=run.path)} resumes it as it is, another --run-dir starts anew"
         )
-    if changed:
-        log(f"changed for this run from now on: {described}")
+
+
+def _described(changed) -> str:
+    return ", ".join(f"{name} ({a} -> {b})" for name, (a, b) in changed.items())
+
+
+def resume(run: Run, config: Config, data: Data, saved: Meta) -> None:
+    """Print what changes in a run that has started. Raises UserError for what may not, and for other data."""
+    every = configs.differences(saved.config, config)
+    if changed := {k: pair for k, pair in every.items() if k not in ("run_dir", *configs.ONCE)}:
+        log(f"changed for this run from now on: {_described(changed)}")
     if saved.data != data.corpus.digest:
         raise UserError(
             f"the data of {run.path} have changed: {config.data} does not give the bytes that this run was trained on"

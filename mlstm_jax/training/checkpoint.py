@@ -449,14 +449,14 @@ def _meta_digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields | {"digests": digests}, sort_keys=True).encode()).hexdigest()
 
 
-def saved_config(run: Run) -> tuple[Config, int] | None:
-    """The config in the newest checkpoint whose meta is whole, and its update; None where there is none.
+def saved_meta(run: Run) -> Meta | None:
+    """The meta of the newest checkpoint whose meta is whole; None where there is none.
 
-    No device is used: processes that train together have not met when a config is read.
+    No device is used: processes that train together have not met when it is read.
     """
     for step in reversed(run.steps()):
         with suppress(UserError, OSError, TypeError, KeyError):
             meta = read_json(run.checkpoint(step) / "meta" / "metadata", {"config": dict, "digests": dict})
             if _meta_digest(meta) == meta["digests"]["meta"]:
-                return from_dict(meta["config"]), step
+                return _from_json(meta)
     return None

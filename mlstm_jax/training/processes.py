@@ -101,6 +101,12 @@ def ending_with_others() -> Iterator[None]:
         os._exit(2)
 
 
+def is_first_named(config: Config) -> bool:
+    """`is_first` before the processes have met, by what names them."""
+    number = os.environ.get("SLURM_PROCID") or os.environ.get("TPU_WORKER_ID") or 0
+    return int(number if config.process_id is None else config.process_id) == 0
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once: logs, config, pictures."""
     return jax.process_index() == 0

@@ -6,8 +6,10 @@ products; along `model` every device keeps its units, and a step of the time loo
 """
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, replace
+from itertools import groupby
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -34,9 +36,81 @@ WEIGHTS = Weights(**_SPECS)  # pyright: ignore[reportArgumentType]  # a tree of 
 PREPARED = WEIGHTS._replace(x=P())  # as they lie between calls
 
 
+AXES = ("data", "fsdp", "model")
+
+
+def fit(mesh: MeshConfig, devices: int, hidden: int, rows: int, named: Collection[str] = ()) -> MeshConfig | None:
+    """The mesh nearest to `mesh` with just so many devices, and equal parts of the units and of a group's rows.
+
+    `model` stays as it is where it can, then `fsdp`, then `data`; where one cannot, it takes the nearest size. An axis
+    of -1 takes any. Axes in `named` are not changed. None where there is no such mesh.
+    """
+
+    def far(found: MeshConfig) -> list[float]:
+        pairs = [(getattr(mesh, axis), getattr(found, axis)) for axis in reversed(AXES)]
+        return [max(asked / size, size / asked) for asked, size in pairs if asked != -1]
+
+    def keeps_named(found: MeshConfig) -> bool:
+        return all(getattr(mesh, axis) in (-1, getattr(found, axis)) for axis in named)
+
+    divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+    possible = (
+        MeshConfig(data, fsdp, devices // (data * fsdp))
+        for data in divisors
+        for fsdp in divisors
+        if devices % (data * fsdp) == 0 and rows % (data * fsdp) == 0 and hidden % (devices // data) == 0
+    )
+    return min(filter(keeps_named, possible), key=far, default=None)
+
+
+class Fitted(NamedTuple):
+    """A mesh of the devices at hand."""
+
+    mesh: Mesh
+    change: str | None  # in a line, what is not as it was asked for
+
+
+def fitted(config: Config, named: Collection[str] = (), devices: Sequence[jax.Device] | None = None) -> Fitted:  # pyright: ignore[reportInvalidTypeForm]
+    """The mesh of `fit` on all devices, or where there is none, on as many as there is one for.
+
+    Where axes are `named`, on all devices or none. Raises UserError where no mesh will do.
+    """
+    devices = jax.devices() if devices is None else devices
+    rows = 0 if config.batch_size % config.grad_accumulation else config.batch_size // config.grad_accumulation
+    for some in _shares(devices) if rows else ():
+        if found := fit(config.mesh, len(some), config.model.hidden, rows, named):
+            change = _change(config, found, len(devices))
+            return Fitted(make(replace(config, mesh=found), some), change)
+        if named:
+            break
+    mesh = make(config, devices)  # says what is wrong; where that are the units:
+    require_units(config.model.hidden, mesh)
+    return Fitted(mesh, None)
+
+
+def _shares(devices) -> Iterator[list]:
+    """All devices, then ever fewer, as many of every process: one that has none could not take part."""
+    own = [list(group) for _, group in groupby(devices, lambda device: device.process_index)]
+    for most in range(max(map(len, own)), 0, -1):
+        yield [device for group in own for device in group[:most]]
+
+
+def _change(config: Config, found: MeshConfig, devices: int) -> str | None:
+    """What is not as it was asked for, in a line."""
+    used = math.prod(astuple(found))
+    if used == devices and all(
+        asked in (-1, size) for asked, size in zip(astuple(config.mesh), astuple(found), strict=True)
+    ):
+        return None
+    sizes = lambda mesh: " x ".join(map(str, astuple(mesh)))
+    count = f"{devices} device{'s' * (devices > 1)}" if used == devices else f"{used} of {devices} devices"
+    why = f"; {config.batch_size} rows and {config.model.hidden} units have no equal parts on all" * (used < devices)
+    return f"the mesh {sizes(config.mesh)} (data, fsdp, model) is fitted to {count}: {sizes(found)}{why}"
+
+
 def shape(config: MeshConfig, devices: int) -> dict[str, int]:
     """Devices along each axis; -1 is what is left. Raises UserError where they do not use all devices."""
-    sizes = {axis: getattr(config, axis) for axis in ("data", "fsdp", "model")}
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     known = math.prod(size for size in sizes.values() if size > 0)
     axes = " x ".join(map(str, sizes.values()))
     if devices % known != 0 or (-1 not in sizes.values() and known != devices):
@@ -60,8 +134,7 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:  
     if config.batch_size % (spread * config.grad_accumulation) != 0:
         raise UserError(
             f"{config.batch_size} rows{groups} cannot be spread over {spread} devices in equal parts; change "
-            "`batch_size`, "
-            "`grad_accumulation` or `mesh`"
+            "`batch_size`, `grad_accumulation`, `mesh` or the number of devices"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 

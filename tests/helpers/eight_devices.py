@@ -3,11 +3,15 @@
 `python -m helpers.eight_devices FOLDER NAME...` writes FOLDER/NAME.json for every name of a function below.
 """
 
+import io
 import json
 import re
+import signal
 import sys
+from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import conftest  # noqa: F401  (annotations are checked here too)
+from helpers.programs import SHORT, TINY, interrupting, write_reviews
+from mlstm_jax.cli import train
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
+from mlstm_jax.corpus import batches
 from mlstm_jax.corpus.batches import scoring_batches
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
@@ -162,6 +169,25 @@ def restored():
     return {"saved": tell(state), "one": tell(checkpoint.restore(Run(FOLDER), print)[0])} | {
         named(shape): again(shape) for shape in ((4, 1, 1), (1, 8, 1))
     }
+
+
+def moved():
+    """A run of a mesh of 2 x 2 x 2, each of whose starts has other devices and is told of none; what each says."""
+    run_dir, starts = FOLDER / "moved", []
+    named = ["--config", TINY, "--data", str(write_reviews(FOLDER / "reviews.txt")), *SHORT]
+    named += "--mesh.data 2 --mesh.fsdp 2 --mesh.model 2".split()
+    stream, eight = batches.stream, jax.devices()
+    for devices, stop in [(8, 2), (1, 4), (5, 8), (8, None)]:
+        interrupted = stream if stop is None else interrupting(stream, stop, signal.SIGUSR1)
+        with (
+            patch.object(jax, "devices", lambda *_, count=devices: eight[:count]),
+            patch.object(batches, "stream", interrupted),
+            redirect_stdout(io.StringIO()) as said,
+        ):
+            train.run(["--run-dir", str(run_dir), *named])
+        starts.append(said.getvalue())
+        named = []
+    return {"run_dir": str(run_dir), "starts": starts}
 
 
 def refused():
