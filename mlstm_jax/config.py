@@ -100,7 +100,8 @@ class Config:
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
     plan: str | None = None
-    """Compile the update for hardware that is not there, as v5e:2x4 or h200, estimate memory and speed, and exit."""
+    """Compile the update for hardware that is not there, as h200, h100:8, v5e:2x4 or v5p-64 (a slice's accelerator
+    type), estimate memory and speed, and exit; all is a table of hardware."""
     largest: bool = False
     """When planning, look for the most units that fit, too."""
     profile: int = 0

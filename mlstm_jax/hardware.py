@@ -18,6 +18,8 @@ class Chip(NamedTuple):
     link: float  # bytes a second to other chips, one way
 
 
+# TPUs: the pages of Cloud TPU's versions. GPUs: NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, an eighth of a
+# DGX B200), dense bfloat16 rates; a link is half of NVLink's rate, which counts both ways.
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 150e9),
     "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 100e9),
@@ -26,6 +28,7 @@ CHIPS = {
     "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 80e9, 2039e9, 300e9),
     "h100": Chip("NVIDIA H100 80GB HBM3", 989e12, 80e9, 3350e9, 450e9),
     "h200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
+    "b200": Chip("NVIDIA B200", 2250e12, 180e9, 8000e9, 900e9),
 }
 
 

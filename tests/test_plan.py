@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from mlstm_jax.cli import train
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.model import parameters
-from mlstm_jax.planning import hlo, plan
+from mlstm_jax.planning import hlo, plan, topology
 from mlstm_jax.training import sharding, updates
 
 PAPER = Config(model=ModelConfig(hidden=4096, embed=64), batch_size=128, seq_length=256)
@@ -54,6 +55,7 @@ ENTRY %main (w: f32[32,128]) -> f32[] {
   %loop = (s32[], f32[64,32]) while((s32[], f32[64,32]) %t), condition=%condition.1, body=%body.1
   %a = (f32[8,128], f32[64,128]) fusion(f32[8,128] %w), kind=kOutput, calls=%started
   %all = (f32[32,128]{1,0}, f32[]) all-reduce(f32[32,128] %d, f32[] %l), to_apply=%add
+  %finite = ((pred[2]{0}), pred[2]{0}) all-reduce-start(%both), to_apply=%and
   ROOT %scatter = f32[4,128]{1,0} reduce-scatter(f32[32,128] %d), dimensions={0}, to_apply=%add
 }
 """
@@ -62,7 +64,8 @@ ENTRY %main (w: f32[32,128]) -> f32[] {
 def test_collectives_in_bodies_of_loops_are_told_from_others():
     in_loop, outside = hlo.collectives(HLO)
     assert in_loop == {"all-reduce f32[64,32]": 1, "all-gather f32[64,32]": 1}
-    assert outside == {"all-reduce f32[32,128]": 1, "reduce-scatter f32[4,128]": 1, "all-gather f32[64,128]": 1}
+    matrices = {"all-reduce f32[32,128]": 1, "reduce-scatter f32[4,128]": 1, "all-gather f32[64,128]": 1}
+    assert outside == matrices | {"all-reduce pred[2]": 1}
 
 
 def test_the_papers_epoch_costs_what_it_should():
@@ -106,7 +109,7 @@ def test_an_estimate_adds_up():
 @pytest.fixture
 def here(monkeypatch):
     """A plan whose chips are this machine's devices, so that it is compiled for them."""
-    monkeypatch.setattr(plan, "_devices", lambda topology, name: jax.devices()[:1])
+    monkeypatch.setattr(plan, "compilable", lambda hardware: jax.devices()[:1])
     return ["--config", TINY, "--plan", "v5e:1x1"]
 
 
@@ -187,8 +190,15 @@ def test_the_most_units_that_fit_are_found_whatever_one_begins_with(monkeypatch,
     "name, printed",
     [
         ("v9:2x2", "no hardware 'v9'; there are v4, v5e"),
-        ("v5e", "name the topology too"),
-        ("h200:8", "one GPU is planned"),
+        ("v5e", "name the topology too, as v5e:2x4, or the accelerator type, as v5e-8"),
+        ("v5e:2x", "name the topology too"),
+        ("v5e:0x4", "name the topology too"),
+        ("v5e-24", "name the topology too"),
+        ("v5p-1", "name the topology too"),
+        ("h200:9", "a box has 1 to 8 GPUs; name them as h200:8"),
+        ("h200-8", "a box has 1 to 8 GPUs"),
+        ("h200:", "a box has 1 to 8 GPUs"),
+        ("\n", "no hardware '"),
     ],
 )
 def test_hardware_that_is_not_known_is_one_clear_line(monkeypatch, name, printed):
@@ -205,6 +215,91 @@ def test_a_missing_plugin_is_named(monkeypatch, name, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'mlstm-jax\[{extra}\]'"):
         train.run(["--config", str(ROOT / "configs" / "amazon.py"), "--plan", name])
+
+
+@pytest.mark.parametrize(
+    "name, bounds",
+    [
+        ("h100", (1,)),
+        ("H100:8", (8,)),
+        ("b200:4", (4,)),
+        ("v5e:4x8", (4, 8)),
+        ("v5litepod-1", (1, 1)),
+        ("v5litepod-4", (2, 2)),
+        ("v5litepod-8", (2, 4)),
+        ("v5e-32", (4, 8)),
+        ("v6e-256", (16, 16)),
+        ("v5p-8", (2, 2, 1)),
+        ("v5p-16", (2, 2, 2)),
+        ("v5p-32", (2, 2, 4)),
+        ("v4-64", (2, 4, 4)),
+        ("v5p-128", (4, 4, 4)),
+    ],
+)
+def test_hardware_is_named_as_its_users_do(name, bounds):
+    found = topology.parse(name)
+    assert found.bounds == bounds and found.devices == math.prod(bounds) and found.chip is hardware.CHIPS[found.name]
+
+
+NOTE = "`plan` for a TPU takes libtpu"
+
+
+@pytest.fixture
+def half_compilable(monkeypatch):
+    """GPUs are this machine's devices, TPUs cannot be compiled for."""
+
+    def compilable(hardware):
+        if hardware.name not in topology.GPUS:
+            raise UserError(NOTE)
+        return jax.devices()[:1] * hardware.devices
+
+    update = lambda config, mesh, precision: plan.Compiled(plan.Memory(3 << 30, 1, 1, 1, 1, 1), None, None)
+    monkeypatch.setattr(plan, "compilable", compilable)
+    monkeypatch.setattr(plan, "compile_update", update)
+
+
+def test_the_table_says_what_is_compiled_and_what_is_a_formula(half_compilable, capsys):
+    args = ["--config", str(ROOT / "configs" / "amazon.py"), "--plan", "all"]
+    assert train.run([*args, "--json"]) == 0
+    rows = {row["hardware"]: row for row in json.loads(capsys.readouterr().out)}
+    assert [*rows] == plan.ALL and {row["compiled"] for row in rows.values()} == {True, False}
+    for name, row in rows.items():
+        known = topology.parse(name)
+        assert math.prod(row["mesh"].values()) == row["devices"] == known.devices
+        assert row["compiled"] == (known.name in topology.GPUS) and row["note"] == (None if row["compiled"] else NOTE)
+        assert row["memory_used"] == 3 << 30 if row["compiled"] else 1.5 < row["memory_used"] / 2**30 < 2.5
+        assert row["seconds_per_epoch"] == plan.estimate(PAPER, known.chip, row["mesh"], "bfloat16").seconds_per_epoch
+
+    assert train.run(args) == 0
+    words = capsys.readouterr().out
+    assert words.startswith(
+        "4,096 units, batch size 128, sequences of 256 bytes; an epoch is the paper's 38,800,000,000"
+    )
+    assert re.search(r"\| h100:8 \| 8 \| 8 x 1 x 1 \| 16 \| 3.0 \| 74.5 \| the compiler \| [\d.]+ \|\n", words)
+    assert re.search(r"\| v5p-64 \| 32 \| 32 x 1 x 1 \| 4 \| 1.7 \| 95.0 \| a formula \| [\d.]+ \|\n", words)
+    assert "v5e-8, v5e-32, v5p-8, v5p-64, v6e-8, v6e-32: --plan for a TPU takes libtpu\n" in words
+
+
+def test_in_the_table_a_mesh_or_memory_that_does_not_fit_is_said(half_compilable, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_update", lambda config, mesh, precision: "Ran out of memory")
+    args = ["--config", str(ROOT / "configs" / "amazon.py"), "--plan", "all", "--mesh.model", "2"]
+    assert train.run(args) == 0
+    words = capsys.readouterr().out
+    assert "| h100 | 1 | none fits |  |  | 74.5 |  |  |\n" in words
+    assert "| h100:8 | 8 | 4 x 1 x 2 | 32 | more: does not fit | 74.5 | the compiler |  |\n" in words
+
+
+@pytest.mark.parametrize(
+    "rows, chips, compiled",
+    [(128, (32, 1, 1), 1.72), (128, (8, 1, 1), 1.90)],
+)
+def test_the_formula_for_memory_is_near_to_the_compilers_figures(rows, chips, compiled):
+    """The figures are those of v5e:4x8 and v5p:2x2x2, with libtpu 0.0.50.1."""
+    axes = dict(zip(sharding.AXES, chips, strict=True))
+    found = plan.memory(replace(PAPER, batch_size=rows), axes, "bfloat16")
+    assert found / 2**30 == pytest.approx(compiled, rel=0.1)
+    assert plan.memory(replace(PAPER, batch_size=2 * rows), axes, "bfloat16") > found
+    assert plan.memory(replace(PAPER, remat_every=32), axes, "bfloat16") < found
 
 
 def test_a_run_explains_itself(reviews, tmp_path, capsys):

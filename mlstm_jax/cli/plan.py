@@ -1,26 +1,72 @@
-"""`train.py --plan v5e:2x4`: the memory and the speed of training on other hardware, in words or as JSON."""
+"""`train.py --plan v5e:2x4`: the memory and the speed of training on other hardware, in words or as JSON.
+
+`--plan all` is a table of hardware, in Markdown.
+"""
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from mlstm_jax.cli import program
 from mlstm_jax.config import Config
 from mlstm_jax.planning import plan as planning
 from mlstm_jax.planning.hlo import elements
-from mlstm_jax.planning.plan import LATENCY, OF_BANDWIDTH, OF_PEAK, Estimate, Plan
+from mlstm_jax.planning.plan import LATENCY, OF_BANDWIDTH, OF_PEAK, Estimate, Plan, Row
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, as_json: bool) -> int:
-    """Print the plan of `config`, as one JSON object where asked; 1 where an update does not fit, else 0."""
-    plan = planning.plan(config, logger.info)
+def run(config: Config, as_json: bool, named: Collection[str]) -> int:
+    """Print the plan of `config`, as JSON where asked; 1 where an update does not fit its one hardware, else 0.
+
+    The mesh is fitted to the hardware, but for the axes that are `named`.
+    """
+    if config.plan == "all":
+        rows = planning.table(config, named)
+        if as_json:
+            print(json.dumps([planning.to_json(row) for row in rows], indent=2))
+        else:
+            for line in table(config, rows):
+                print(line, flush=True)
+        return 0
+    plan = planning.plan(config, lambda line: logger.info(program.flags(line)), named)
     if as_json:
         print(json.dumps(planning.to_json(plan), indent=2))
     else:
         print("\n".join(lines(plan)))
     return 0 if plan.fits else 1
+
+
+def table(config: Config, rows: Iterator[Row]) -> Iterator[str]:
+    """The table of hardware, each row when it is known, and what is to be said of it."""
+    size, source = planning.epoch(config)
+    whose = "the paper's" if source == "paper" else f"{source}'s"
+    groups = f" in {config.grad_accumulation} groups" if config.grad_accumulation > 1 else ""
+    yield (
+        f"{config.model.hidden:,} units, batch size {config.batch_size}{groups}, sequences of {config.seq_length} "
+        f"bytes; an epoch is {whose} {size:,.0f} bytes"
+    )
+    yield ""
+    yield "| hardware | devices | data x fsdp x model | rows each | GiB each | of | memory from | hours an epoch |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    notes = {}
+    for row in rows:
+        if row.note:
+            notes.setdefault(row.note, []).append(row.hardware)
+        mesh = " x ".join(map(str, row.mesh.values())) if row.mesh else "none fits"
+        used = f"{row.memory_used / 2**30:.1f}" if row.memory_used else "more" if row.compiled else ""
+        misfit = ": does not fit" * bool(row.mesh and not row.fits)
+        hours = f"{row.seconds_per_epoch / 3600:,.1f}" if row.seconds_per_epoch and row.fits else ""
+        source = ("the compiler" if row.compiled else "a formula") if row.mesh else ""
+        cells = [row.hardware, row.devices, mesh, row.rows or "", used + misfit, f"{row.memory_bytes / 2**30:.1f}"]
+        yield f"| {' | '.join(map(str, [*cells, source, hours]))} |"
+    yield ""
+    yield (
+        f"The hours are estimates by formula in every row: {OF_PEAK:.0%} of the peak rate, {OF_BANDWIDTH:.0%} of the "
+        f"bandwidth, {LATENCY * 1e6:.0f} microseconds for a collective and for any step, no overlap."
+    )
+    for note, names in notes.items():
+        yield program.flags(f"{', '.join(names)}: {note}")
 
 
 def lines(plan: Plan) -> Iterator[str]:

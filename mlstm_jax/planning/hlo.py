@@ -6,7 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 COLLECTIVES = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-SHAPE = re.compile(r"\b([a-z]+[0-9]+)\[([0-9,]*)\]")
+SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{\n((?:.*\n)*?)\}", re.M)
 INSTRUCTION = re.compile(r"^ *(ROOT )?%(\S+) = (.+?) ([a-z][a-z-]*)\((.*?)\)(?:, (.*))?$", re.M)
 NO_KERNEL = re.compile("parameter|constant|tuple|get-tuple-element|bitcast|opt-barrier|after-all|.*-done")

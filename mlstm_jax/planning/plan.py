@@ -5,8 +5,8 @@ Memory and collectives are the compiler's figures. The rate is an estimate; `sec
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from mlstm_jax.config import Config, Precision
 from mlstm_jax.errors import UserError
-from mlstm_jax.hardware import CHIPS, Chip, chip_of, cpu_has_bfloat16, flops_per_byte, parameters
+from mlstm_jax.hardware import Chip, chip_of, cpu_has_bfloat16, flops_per_byte, parameters
 from mlstm_jax.planning.hlo import Loop, collectives, elements, time_loops
-from mlstm_jax.planning.topology import _devices
+from mlstm_jax.planning.topology import Hardware, compilable, parse
 
 if TYPE_CHECKING:
     from mlstm_jax.training.updates import TrainState
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # What the estimate supposes: the parts of a chip's published figures that are reached, the time of a collective besides
 # that of its bytes, and the bytes of the paper's data.
 OF_PEAK, OF_BANDWIDTH, LATENCY, EPOCH = 0.6, 0.8, 5e-6, 38.8e9
+# What `plan` all is for: GPUs alone and a box of them, a host's TPUs and a slice of several hosts.
+ALL = "h100 h100:8 h200 h200:8 b200 b200:8 v5e-8 v5e-32 v5p-8 v5p-64 v6e-8 v6e-32".split()
 
 
 class Memory(NamedTuple):
@@ -111,28 +113,41 @@ class Plan(NamedTuple):
     largest_hidden: int | None  # where that was asked for
 
 
-def plan(config: Config, progress: Callable[[str], None] = lambda line: None) -> Plan:
-    """The memory and the speed of an update of `config` on the hardware `config.plan`, as "v5e:2x4" or "h200".
+class Row(NamedTuple):
+    """A line of the table of hardware: memory from the compiler or from a formula, time from a formula."""
 
-    `progress` is called with a line before each compilation. Raises UserError for hardware that is unknown or cannot be
-    compiled for here, or a mesh that does not fit it.
+    hardware: str
+    chip: str
+    devices: int
+    mesh: dict[str, int] | None  # None where no mesh fits these devices, as all that follows
+    rows: int | None  # on each device
+    compiled: bool  # whether the memory is the compiler's
+    memory_used: float | None  # bytes on each device; None, too, where the compiler had not memory enough
+    memory_bytes: float  # what there is of it
+    fits: bool
+    seconds_per_epoch: float | None
+    note: str | None  # why it is not compiled, or does not fit
+
+
+def plan(config: Config, progress: Callable[[str], None] = lambda line: None, named: Collection[str] = ()) -> Plan:
+    """The memory and the speed of an update of `config` on the hardware `config.plan`, as "v5e:2x4" or "h200:8".
+
+    The mesh is fitted to it, but for the axes that are `named`. `progress` is called with a line before each
+    compilation. Raises UserError for hardware that is unknown or cannot be compiled for here, or where no mesh fits.
     """
-    hardware = config.plan
-    if hardware is None:
-        raise UserError("name the hardware with `plan`, as v5e:2x4 or h200")
-    name = hardware.partition(":")[0].lower()
-    if name not in CHIPS:
-        raise UserError(f"`plan` {hardware}: no hardware {name!r}; there are {', '.join(CHIPS)}")
-    chip, devices = CHIPS[name], _devices(hardware, name)
-    precision: Precision = "bfloat16" if config.precision == "auto" else config.precision
+    if config.plan is None:
+        raise UserError("name the hardware with `plan`, as v5e:2x4 or h200:8")
+    hardware = parse(config.plan)
+    chip, devices, precision = hardware.chip, compilable(hardware), _precision(config)
 
     from mlstm_jax.model import kernels
     from mlstm_jax.training import sharding
 
-    mesh = sharding.make(config, devices)
-    sharding.require_units(config.model.hidden, mesh)
+    mesh, change = sharding.fitted(config, named, devices)
+    if change:
+        progress(change)
     loops, reason = kernels.choose(config, mesh, precision)
-    progress(f"compiling an update of {config.model.hidden:,} units for {len(devices)} x {chip.kind}")
+    progress(f"compiling an update of {config.model.hidden:,} units for {mesh.size} x {chip.kind}")
     begun = time.monotonic()
     compiled = compile_update(config, mesh, precision)
     compile_seconds = time.monotonic() - begun
@@ -140,9 +155,9 @@ def plan(config: Config, progress: Callable[[str], None] = lambda line: None) ->
     memory, found, steps = (None, None, None) if isinstance(compiled, str) else compiled
     per_byte, size = flops_per_byte(config.model), (config.model.hidden, mesh.shape["model"])
     return Plan(
-        hardware=hardware,
+        hardware=config.plan,
         chip=chip.kind,
-        chips=len(devices),
+        chips=mesh.size,
         mesh=dict(mesh.shape),
         hidden=config.model.hidden,
         batch_size=config.batch_size,
@@ -168,6 +183,57 @@ def plan(config: Config, progress: Callable[[str], None] = lambda line: None) ->
         estimate=estimate(config, chip, dict(mesh.shape), precision),
         largest_hidden=largest(config, chip, mesh, precision, progress) if config.largest else None,
     )
+
+
+def _precision(config: Config) -> Precision:
+    return "bfloat16" if config.precision == "auto" else config.precision
+
+
+def table(config: Config, named: Collection[str] = ()) -> Iterator[Row]:
+    """A row for each of `ALL`, the mesh fitted to it; where it cannot be compiled for here, from formulas alone."""
+    for name in ALL:
+        yield _row(config, name, parse(name), named)
+
+
+def _row(config: Config, name: str, hardware: Hardware, named: Collection[str]) -> Row:
+    from mlstm_jax.training import sharding
+
+    chip, precision = hardware.chip, _precision(config)
+    sizes = sharding.fit_config(config, hardware.devices, named)
+    none = Row(name, chip.kind, hardware.devices, None, None, False, None, chip.memory, False, None, "no mesh fits")
+    if sizes is None:
+        return none
+    axes = asdict(sizes)
+    row = none._replace(
+        mesh=axes,
+        rows=config.batch_size // (sizes.data * sizes.fsdp),
+        seconds_per_epoch=estimate(config, chip, axes, precision).seconds_per_epoch,
+    )
+    try:
+        mesh = sharding.make(replace(config, mesh=sizes), compilable(hardware))
+    except UserError as error:
+        used = memory(config, axes, precision)
+        return row._replace(memory_used=used, fits=used <= chip.memory, note=str(error))
+    found = compile_update(config, mesh, precision)
+    if isinstance(found, str):
+        return row._replace(compiled=True, note=found)
+    used = found.memory.peak_bytes
+    return row._replace(compiled=True, memory_used=used, fits=used <= chip.memory, note=None)
+
+
+def memory(config: Config, axes: dict[str, int], precision: Precision) -> float:
+    """Bytes that an update takes on each device, about: for hardware that cannot be compiled for here.
+
+    Parameters and moments; for the weights of the time loop a gradient in float32 and, in the products' precision,
+    themselves and their transposes; for every byte that the backward pass goes through at once c, z, h wmh and h.
+    """
+    hidden, width = config.model.hidden, _width(precision)
+    rows = config.batch_size / (axes["data"] * axes["fsdp"]) / config.grad_accumulation
+    kept = 12 * parameters(config.model) / (axes["fsdp"] * axes["model"])
+    weights = (4 + 2 * width) * (5 * hidden**2 + 1280 * hidden) / axes["model"]
+    before = rows * config.seq_length * (4 + width) * hidden / axes["model"]
+    more = rows * (config.remat_every or config.seq_length) * (4 / axes["model"] + 1) * width * hidden
+    return kept + weights + before + more
 
 
 def to_json(figures: Any) -> Any:
@@ -272,7 +338,7 @@ def estimate(config: Config, chip: Chip, axes: dict[str, int], precision: Precis
     parts, chips = seconds_by_part(config, chip, axes, precision), math.prod(axes.values())
     seconds = sum(parts.values())
     rate = config.batch_size * config.seq_length / seconds
-    size, source = _epoch(config)
+    size, source = epoch(config)
     return Estimate(
         seconds_per_update=seconds,
         seconds_by_part=parts,
@@ -356,7 +422,7 @@ def largest(
     return fits * step
 
 
-def _epoch(config: Config) -> tuple[float, str]:
+def epoch(config: Config) -> tuple[float, str]:
     """The bytes of one epoch, and whose they are: the prepared folder's, or where there is none, the paper's."""
     if (Path(config.data) / "manifest.json").is_file():
         from mlstm_jax.corpus import shards

@@ -63,6 +63,14 @@ def fit(mesh: MeshConfig, devices: int, hidden: int, rows: int, named: Collectio
     return min(filter(keeps_named, possible), key=far, default=None)
 
 
+def fit_config(config: Config, devices: int, named: Collection[str] = ()) -> MeshConfig | None:
+    """`fit` for a run of this config."""
+    if config.batch_size % config.grad_accumulation != 0:
+        return None
+    rows = config.batch_size // config.grad_accumulation
+    return fit(config.mesh, devices, config.model.hidden, rows, named)
+
+
 class Fitted(NamedTuple):
     """A mesh of the devices at hand."""
 
@@ -76,9 +84,8 @@ def fitted(config: Config, named: Collection[str] = (), devices: Sequence[jax.De
     Where axes are `named`, on all devices or none. Raises UserError where no mesh will do.
     """
     devices = jax.devices() if devices is None else devices
-    rows = 0 if config.batch_size % config.grad_accumulation else config.batch_size // config.grad_accumulation
-    for some in _shares(devices) if rows else ():
-        if found := fit(config.mesh, len(some), config.model.hidden, rows, named):
+    for some in _shares(devices):
+        if found := fit_config(config, len(some), named):
             change = _change(config, found, len(devices))
             return Fitted(make(replace(config, mesh=found), some), change)
         if named:
