@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from helpers.programs import assert_same_figures, end, figures, train
+from mlstm_jax.cli import train as cli_train
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
 from mlstm_jax.run import Run
@@ -65,6 +66,20 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_device_resumes(
     assert max(Run(run_dir).steps()) == 6 and figures(run_dir, "bits_per_byte")[0] == [*range(1, 7)]
     (one,) = end(train(reviews, run_dir))
     assert one.status == 0 and "after update 6" in one.out, one.err
+    assert_same_figures(run_dir, whole)
+
+
+def test_a_preemption_of_all_processes_saves_one_update_and_what_is_left_goes_on_without_flags(
+    whole, reviews, tmp_path, capfd
+):
+    run_dir = tmp_path / "run"
+    ended = two(reviews, run_dir, *SPREAD, at=[(5, signal.SIGTERM), (5, signal.SIGTERM)])
+    assert [process.status for process in ended] == [143, 143], ended[0].err + ended[1].err
+    assert "stopped and saved after update 6 of 12" in ended[0].out and max(Run(run_dir).steps()) == 6
+    assert cli_train.run(["--run-dir", str(run_dir)]) == 0  # one process of one device
+    said = capfd.readouterr().out
+    assert "the mesh 1 x 2 x 2 (data, fsdp, model) is fitted to 1 device: 1 x 1 x 1\n" in said
+    assert f"resuming {run_dir} after update 6\n" in said
     assert_same_figures(run_dir, whole)
 
 
