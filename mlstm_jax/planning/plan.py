@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # What the estimate supposes: the parts of a chip's published figures that are reached, the time of a collective besides
 # that of its bytes, and the bytes of the paper's data.
 OF_PEAK, OF_BANDWIDTH, LATENCY, EPOCH = 0.6, 0.8, 5e-6, 38.8e9
+# Numbers, in the products' precision, that an update keeps for a unit and a byte: of the compilers' figures.
+PER_BYTE = {"gpu": 9.5, "tpu": 29.5}
 # What `plan` all is for: GPUs alone and a box of them, a host's TPUs and a slice of several hosts.
 ALL = "h100 h100:8 h200 h200:8 b200 b200:8 v5e-8 v5e-32 v5p-8 v5p-64 v6e-8 v6e-32".split()
 
@@ -212,7 +214,7 @@ def _row(config: Config, name: str, hardware: Hardware, named: Collection[str]) 
     try:
         mesh = sharding.make(replace(config, mesh=sizes), compilable(hardware))
     except UserError as error:
-        used = memory(config, axes, precision)
+        used = memory(config, chip, axes, precision)
         return row._replace(memory_used=used, fits=used <= chip.memory, note=str(error))
     found = compile_update(config, mesh, precision)
     if isinstance(found, str):
@@ -221,19 +223,21 @@ def _row(config: Config, name: str, hardware: Hardware, named: Collection[str]) 
     return row._replace(compiled=True, memory_used=used, fits=used <= chip.memory, note=None)
 
 
-def memory(config: Config, axes: dict[str, int], precision: Precision) -> float:
-    """Bytes that an update takes on each device, about: for hardware that cannot be compiled for here.
+def memory(config: Config, chip: Chip, axes: dict[str, int], precision: Precision) -> float:
+    """Bytes that an update takes on each device, to a third: for hardware that cannot be compiled for here.
 
     Parameters and moments; for the weights of the time loop a gradient in float32 and, in the products' precision,
-    themselves and their transposes; for every byte that the backward pass goes through at once c, z, h wmh and h.
+    themselves and their transposes; and PER_BYTE for every unit and byte that the backward pass goes through at once.
     """
     hidden, width = config.model.hidden, _width(precision)
     rows = config.batch_size / (axes["data"] * axes["fsdp"]) / config.grad_accumulation
-    kept = 12 * parameters(config.model) / (axes["fsdp"] * axes["model"])
-    weights = (4 + 2 * width) * (5 * hidden**2 + 1280 * hidden) / axes["model"]
-    before = rows * config.seq_length * (4 + width) * hidden / axes["model"]
-    more = rows * (config.remat_every or config.seq_length) * (4 / axes["model"] + 1) * width * hidden
-    return kept + weights + before + more
+    weights = (4 + 2 * width) * (5 * hidden**2 + 1280 * hidden)
+    at_once = (
+        PER_BYTE["gpu" if chip.kind.startswith("NVIDIA") else "tpu"] * width * (config.remat_every or config.seq_length)
+    )
+    kept = (4 + width) * config.seq_length if config.remat_every else 0  # c and h
+    parts = axes["model"]
+    return 12 * parameters(config.model) / (axes["fsdp"] * parts) + (weights + rows * hidden * (at_once + kept)) / parts
 
 
 def to_json(figures: Any) -> Any:
