@@ -84,7 +84,10 @@ def _status(error: BaseException) -> int | str | None:
     if isinstance(error, UserError):
         line = explain(error)
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        line = "there is not enough memory; take a smaller --batch-size, --seq-length or model, or a larger machine"
+        line = (
+            "there is not enough memory; take a smaller --batch-size, --seq-length or model, or a larger machine (to "
+            "train, a larger --grad-accumulation or --remat-every 32 take less and may change in a run)"
+        )
     elif isinstance(error, RuntimeError) and re.search("initialize backend|known backends", str(error)):
         asked = os.environ.get("JAX_PLATFORMS", "")
         line = f"jax finds no device for JAX_PLATFORMS={asked}; unset it, or name what is there, as JAX_PLATFORMS=cpu"

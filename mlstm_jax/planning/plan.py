@@ -202,11 +202,11 @@ def _row(config: Config, name: str, hardware: Hardware, named: Collection[str]) 
 
     chip, precision = hardware.chip, _precision(config)
     sizes = sharding.fit_config(config, hardware.devices, named)
-    none = Row(name, chip.kind, hardware.devices, None, None, False, None, chip.memory, False, None, "no mesh fits")
+    row = Row(name, chip.kind, hardware.devices, None, None, False, None, chip.memory, False, None, None)
     if sizes is None:
-        return none
+        return row
     axes = asdict(sizes)
-    row = none._replace(
+    row = row._replace(
         mesh=axes,
         rows=config.batch_size // (sizes.data * sizes.fsdp),
         seconds_per_epoch=estimate(config, chip, axes, precision).seconds_per_epoch,
@@ -220,7 +220,7 @@ def _row(config: Config, name: str, hardware: Hardware, named: Collection[str]) 
     if isinstance(found, str):
         return row._replace(compiled=True, note=found)
     used = found.memory.peak_bytes
-    return row._replace(compiled=True, memory_used=used, fits=used <= chip.memory, note=None)
+    return row._replace(compiled=True, memory_used=used, fits=used <= chip.memory)
 
 
 def memory(config: Config, chip: Chip, axes: dict[str, int], precision: Precision) -> float:

@@ -8,8 +8,6 @@ from typing import NamedTuple
 from mlstm_jax.errors import UserError
 from mlstm_jax.hardware import CHIPS, Chip
 
-BOX = 8  # GPUs that NVLink connects
-
 
 class Hardware(NamedTuple):
     """What a plan is for."""
@@ -39,7 +37,7 @@ def parse(hardware: str) -> Hardware:
         raise UserError(f"`plan` {hardware}: no hardware {name!r}; there are {', '.join(CHIPS)}, and all, for a table")
     if name in GPUS:
         if not re.fullmatch("|:[1-8]", sign + size):
-            raise UserError(f"`plan` {hardware}: a box has 1 to {BOX} GPUs; name them as {name}:{BOX}")
+            raise UserError(f"`plan` {hardware}: a box has 1 to 8 GPUs; name them as {name}:8")
         return Hardware(name, (int(size or 1),))
     if sign == ":" and re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", size):
         return Hardware(name, tuple(map(int, size.split("x"))))

@@ -6,9 +6,9 @@ products; along `model` every device keeps its units, and a step of the time loo
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, replace
-from itertools import groupby
 from typing import NamedTuple, cast
 
 import jax
@@ -97,9 +97,11 @@ def fitted(config: Config, named: Collection[str] = (), devices: Sequence[jax.De
 
 def _shares(devices) -> Iterator[list]:
     """All devices, then ever fewer, as many of every process: one that has none could not take part."""
-    own = [list(group) for _, group in groupby(devices, lambda device: device.process_index)]
-    for most in range(max(map(len, own)), 0, -1):
-        yield [device for group in own for device in group[:most]]
+    own = defaultdict(list)
+    for device in devices:
+        own[device.process_index].append(device)
+    for most in range(max(map(len, own.values())), 0, -1):
+        yield [device for device in devices if device in own[device.process_index][:most]]
 
 
 def _change(config: Config, found: MeshConfig, devices: int) -> str | None:
