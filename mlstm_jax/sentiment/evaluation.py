@@ -74,7 +74,8 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
     )
     logger.info(f"fitting the probe on {len(train.y):,} texts")
-    fitted = probe.fit(*train, *dev)
+    with progress.progress("fitting the probe", len(probe.STRENGTHS), counted=True) as done:
+        fitted = probe.fit(*train, *dev, done)
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
     measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
