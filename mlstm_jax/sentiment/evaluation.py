@@ -50,6 +50,12 @@ class Model(Protocol):
         """The feature after each text's last byte."""
         ...
 
+    def trace_unit(
+        self, texts: Sequence[str], unit: int, feature: Feature = "cell", show_progress: bool = False
+    ) -> list[Float[np.ndarray, "_"]]:
+        """One unit's feature after every byte of each text."""
+        ...
+
 
 class Found(NamedTuple):
     """The record of a unit, and what it was found in and tested on."""
@@ -103,6 +109,7 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         positive=task.classes[1],
         interval_alone=probe.interval(right_alone),
         accuracy_majority=float(np.mean(test.y == np.bincount(train.y).argmax())),
+        scale=scale(model, task, measure.unit, feature),
     )
     return Found(record, fitted, train, dev, test, right_all, right_alone)
 
@@ -151,23 +158,47 @@ def classify(model: Model, task: Task, feature: Feature) -> Classified:
     return Classified(probes, probe.right_class(probes, *test), train)
 
 
+LONG = 1000  # characters
+
+
+def scale(model: Model, task: Task, unit: int, feature: Feature, most: int = 200) -> tuple[float, float]:
+    """The 1st and the 99th percentile of a unit's values after every byte of `most` training texts, evenly spread.
+
+    Of each its first `LONG` characters: one long text should not take longer than all others.
+    """
+    places = np.linspace(0, len(task.train.texts) - 1, min(most, len(task.train.texts))).round().astype(int)
+    texts = [task.train.texts[place][:LONG] for place in places]
+    read = lambda: np.concatenate(model.trace_unit(texts, unit, feature, show_progress=True))
+    values = _kept(model, ("trace", feature, str(unit), *map(frame, texts)), read)
+    low, high = np.percentile(values.astype(np.float64), [1, 99]).tolist()
+    return low, high
+
+
 def features(model: Model, texts: Sequence[str | bytes], feature: Feature) -> Float[np.ndarray, "n hidden"]:
     """`model.encode(texts)`, kept on disk by the weights' digest, the precision, the feature and the bytes read."""
-    key = hashlib.sha256()
     read = [text if isinstance(text, bytes) else frame(text) for text in texts]
-    for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *read):
+    return _kept(model, (feature, *read), lambda: model.encode(texts, feature=feature, show_progress=True))
+
+
+def _kept(
+    model: Model, what: Sequence[str | bytes], read: Callable[[], Float[np.ndarray, "..."]]
+) -> Float[np.ndarray, "..."]:
+    """What `read` gives, kept on disk by the weights' digest, the precision and `what` it is."""
+    key = hashlib.sha256()
+    for part in (model.digest, model.precision, *what):
+        part = part.encode() if isinstance(part, str) else part
         key.update(len(part).to_bytes(8, "little") + part)
     path = model.kept.features / f"{key.hexdigest()[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
+    with contextlib.suppress(OSError, ValueError):  # missing or empty: read again
         kept = np.memmap(path, np.uint8, "r")
         if hashlib.sha256(kept[:-32].data).digest() == bytes(kept[-32:]):
             return np.load(path)
-    encoded = model.encode(texts, feature=feature, show_progress=True)
+    values = read()
     with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
-        np.save(whole := io.BytesIO(), encoded)
+        np.save(whole := io.BytesIO(), values)
         file.write(whole.getbuffer())
         file.write(hashlib.sha256(whole.getbuffer()).digest())  # behind the array, where numpy does not look
-    return encoded
+    return values
 
 
 # How a framed text, "\n TEXT ", may end. The unit is read after the last byte, so that this should not matter.
