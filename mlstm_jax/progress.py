@@ -68,6 +68,8 @@ def _in_words(what: str, total: int, counted: bool) -> Iterator[Callable[[float]
 
 
 def _words(done: float, total: int, counted: bool, seconds: float) -> str:
+    if counted and total == 1:  # a step that cannot say how far it is
+        return f"{_time(seconds)} so far"
     share = done / total if total else 0.0
     far = f"{done:,.0f} of {total:,}" if counted else f"{share:.0%}"
     left = f", about {_time(seconds / share - seconds)} left" if 0 < share < 1 else ""

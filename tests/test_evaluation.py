@@ -15,6 +15,7 @@ import pytest
 import tyro
 
 from helpers import planted_model
+from helpers.pages import Page
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
@@ -265,8 +266,21 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
     unit = f"Unit {planted_model.UNIT}"
     for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", unit):
         assert words in page, words
-    for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
-        assert Path(found[f"{picture}_png"]).stat().st_size > 1000 and page.count("data:image/png") == 4
+    for picture in ("histogram", "weights", "controls", "label_efficiency", "clamp_effect"):
+        assert Path(found[f"{picture}_png"]).stat().st_size > 1000
+        assert page.count(f'id="{picture}-figure_1"') == 1  # drawn into the page, in its ink
+    parts = Page(page)
+    anchors = [value.removeprefix("#") for value in parts.addresses]
+    assert anchors == [value for tag, name, value in parts.attributes if (tag, name) == ("h2", "id")]
+    assert "with-and-without-the-unit" in anchors and "how-to-reproduce" in anchors
+    verdict = f"sentiment {unit.lower()}: "
+    assert parts.parts["p"][0].startswith(verdict) and "warning" not in page.split(verdict)[0].split("</style>")[1]
+    assert parts.parts["h3"] == ["-3 deviations", "neutral", "+3 deviations"]
+    columns = page.split('class="columns"')[1].split("<h2")[0].split("<h3>")[1:]
+    smile = [column.count(":)") - column.count(":(") for column in columns]
+    assert all(column.count("<p ") == 3 for column in columns) and smile[0] < smile[1] < smile[2]
+    marks = [part for part in parts.parts["div"] if part.startswith(("\u2713", "\u2717"))]
+    assert len(marks) == 6 and {mark.split(" labelled ")[1] for mark in marks} == {"negative", "positive"}
 
 
 def test_a_report_is_not_overwritten(smileys, monkeypatch):

@@ -93,6 +93,13 @@ def test_a_reader_that_has_gone_ends_nothing(soon, monkeypatch):
         assert came.wait(60)
 
 
+def test_a_single_step_says_only_how_long_it_takes(soon):
+    came, lines = soon
+    with progress.progress("training", 1, counted=True):
+        assert came.wait(60)
+    assert lines[0] == "training: 0 s so far"
+
+
 @pytest.mark.parametrize(
     "seconds, said", [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (7200, "2.0 h")]
 )
