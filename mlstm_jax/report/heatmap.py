@@ -167,7 +167,7 @@ def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str, beside: Sequ
     style = "flex:1 1 20em;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;font-variant-ligatures:none"
     row = lambda text, words: (
         '<div style="display:flex;flex-wrap:wrap;gap:0 1em;align-items:baseline">'
-        + f'<div style="flex:0 0 8em;font-size:.85em">{html_page.escape(words)}</div>' * bool(words)
+        + f'<div style="flex:0 0 7em;font-size:.85em">{html_page.escape(words)}</div>' * bool(words)
         + f'<p dir="auto" style="{style}">{"".join(map(shown, text))}</p></div>'
     )
     body = "\n".join(map(row, texts, beside or [""] * len(texts)))

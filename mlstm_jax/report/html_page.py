@@ -28,7 +28,8 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2re
 a { color: var(--link); }
 .verdict { padding: .8rem 1rem; border-left: 4px solid var(--good); background: var(--inset); font-weight: 500; }
 .warning { border-color: var(--warning); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11rem, 100%), 1fr)); gap: 0 1.25rem; }
+.columns { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 0 1.25rem; }
+@media (max-width: 36rem) { .columns { grid-auto-flow: row; } }
 .columns p { white-space: pre-wrap; font-size: .95rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1rem 0 0; }
 .scroll { overflow-x: auto; margin: 1rem 0; }

@@ -253,10 +253,10 @@ def read(model: LanguageModel, task: Task, found: Found, most: int = 3) -> Secti
         coloured = model.heatmap([texts[i] for i in shown], task=record.task)
     right, wrong = "\u2713", "\u2717"  # a tick and a cross
     sides = [BINARY[label] for label in task.test.labels.tolist()]
-    labels = [f"{right if found.right_alone[i] else wrong} labelled {sides[i]}" for i in shown]
+    labels = [f"{right if found.right_alone[i] else wrong} {sides[i]}" for i in shown]
     words = (
         f"The {most} test texts of at most {SHORT:,} characters in which the unit ends most positive, and the {most} "
-        f"in which most negative. Beside them their labels, and whether the unit agrees ({right}) or not ({wrong})."
+        f"in which most negative. Beside them their labels, {right} where the unit agrees and {wrong} where not."
     )
     return Section("The unit byte by byte", words, heat=[heatmap.html(*coloured, labels)])
 
