@@ -335,7 +335,7 @@ def _whole(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
 
-def _as_percent(fraction: float, _: int) -> str:
+def _as_percent(fraction: float, _: float) -> str:
     """A tick's label."""
     return f"{100 * fraction:.4g}%"
 

@@ -245,8 +245,11 @@ class Checkpoint(NamedTuple):
     high: float
 
 
-def over_training(model: Model, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
-    """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
+MOST = 1000  # texts of train and of test that every checkpoint reads
+
+
+def over_training(model: Model, task: Task, record: UnitRecord) -> list[Checkpoint]:
+    """The unit found in a run's model at every checkpoint that is kept, on the first `MOST` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
@@ -256,7 +259,7 @@ def over_training(model: Model, task: Task, record: UnitRecord, most: int = 1000
     scored = {
         row["update"]: bits for row in run.read_metrics() if (bits := row.get("validation_bits_per_byte")) is not None
     }
-    first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
+    first = lambda split: split._replace(texts=split.texts[:MOST], labels=split.labels[:MOST])
     train, test = first(task.train), first(task.test)
     with progress.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:

@@ -197,11 +197,15 @@ def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) ->
     checkpoints = evaluation.over_training(model, task, record)
     columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
     title = f"Unit {record.unit} on {record.task} while it was trained"
-    lines = guessing(record.accuracy_majority)
-    draw = lambda path: plots.over_training(*columns, path, title, lines)
+    commoner = np.bincount(task.train.labels).argmax()
+    lines = guessing(float(np.mean(task.test.labels[: evaluation.MOST] == commoner)))
+    draw = partial(plots.over_training, *columns, title=title, guessing=lines)
     bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
     rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
-    words = f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first 1,000 texts of train and test."
+    words = (
+        f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first {evaluation.MOST:,} texts of "
+        "train and test."
+    )
     header = ("update", "validation bits per byte", "unit alone")
     return Section("The unit over training", words, rows, header, drawn(folder, ("over_training", title, draw)))
 
