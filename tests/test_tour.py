@@ -42,6 +42,7 @@ def workplace(tmp_path_factory):
 def small(workplace, monkeypatch):
     """The commands run in that folder; the tasks that come with the packages are its labelled reviews."""
     monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))  # the records of weights that are no run
     task = tasks.from_file("reviews.csv")
     monkeypatch.setattr(tasks, "load", lambda name, data: task._replace(name=name))
     monkeypatch.setattr(clamp_effect, "available", lambda: {})
