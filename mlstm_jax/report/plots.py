@@ -163,7 +163,7 @@ def accuracies(
 
     `guessing` are accuracies of guessing by name, dotted lines.
     """
-    figure, (axes,) = _figure(title, "test accuracy (lines: intervals)", "")
+    figure, (axes,) = _figure(title, "test accuracy (lines: intervals; of random units, ± one deviation)", "")
     for place, (_, accuracy, low, high) in enumerate(rows):
         axes.hlines(place, low, high, color=BLUE, linewidth=2)
         axes.plot(accuracy, place, "o", color=BLUE)
