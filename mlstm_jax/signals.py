@@ -47,6 +47,7 @@ def mute_what_is_gone() -> None:
 
 
 _WAITING = {"threading", "queue", "selectors", "socket", "ssl", "subprocess", "multiprocessing.connection"}
+_WAITING |= {"joblib.parallel"}  # it ends its processes then
 
 
 class Interrupted(KeyboardInterrupt):

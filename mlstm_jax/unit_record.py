@@ -61,6 +61,8 @@ class UnitRecord:
     """95 % interval of `accuracy_alone`; None in older records."""
     accuracy_majority: float | None = None
     """Test accuracy of always guessing the commoner class of the training texts; None as above."""
+    scale: tuple[float, float] | None = None
+    """The 1st and the 99th percentile of the unit's values after each byte of training texts; None in older records."""
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
@@ -75,9 +77,11 @@ class UnitRecord:
             raise UserError("not a unit record")
         numbers = (self.mean_negative, self.mean_positive, self.deviation, self.threshold, self.a, self.b)
         numbers += (self.c, self.intercept, self.accuracy_all, self.accuracy_alone, *self.coefficients)
-        numbers += (*(self.interval_alone or ()), self.accuracy_majority or 0.0)
+        numbers += (*(self.interval_alone or ()), self.accuracy_majority or 0.0, *(self.scale or ()))
         if not all(map(math.isfinite, numbers)):
             raise UserError("a unit record holds finite numbers only")
+        if self.scale and self.scale[0] > self.scale[1]:
+            raise UserError("not a unit record")
 
 
 def save(record: UnitRecord, folder: Path) -> Path:
@@ -204,9 +208,10 @@ def _read(path: Path) -> UnitRecord:
             raise UserError(f"{path} does not fit its checksum")
         fields.pop("checksum", None)
         fields["coefficients"] = tuple(fields["coefficients"])
-        if fields.get("interval_alone") is not None:
-            low, high = fields["interval_alone"]
-            fields["interval_alone"] = (low, high)
+        for name in ("interval_alone", "scale"):
+            if fields.get(name) is not None:
+                low, high = fields[name]
+                fields[name] = (low, high)
         return UnitRecord(**fields)
     except (UserError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; find the unit again", *FIND, **_of(path.stem)) from None

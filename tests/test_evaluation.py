@@ -15,6 +15,7 @@ import pytest
 import tyro
 
 from helpers import planted_model
+from helpers.pages import Page
 from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import evaluate, train
 from mlstm_jax.errors import UserError
@@ -32,7 +33,7 @@ class Model:
         self.digest, self.update, self.is_run, self.validation_bits_per_byte = "d1", 40, True, 2.5
         self.precision, self.record_dir = "float32", path / "units"
         self.kept = Run(path)
-        self.encoded = 0
+        self.encoded, self.traced = 0, []
 
     def require_bytes(self):
         pass
@@ -46,6 +47,10 @@ class Model:
             return np.zeros_like(x, np.float32)
         x[:, 3] -= 4 * np.array(["good" in t for t in texts])
         return x.astype(np.float32)
+
+    def trace_unit(self, texts, unit, feature="cell", show_progress=False):
+        self.traced += [texts]
+        return [np.arange(len(text) + 3, dtype=np.float32) for text in texts]
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def test_evaluation_finds_the_unit_and_keeps_it(run, sst, capsys):
     evaluate.main(run.path, data=sst)
     record = unit_record.load([run.record_dir], run.digest)
     assert (record.unit, record.sign, record.update, record.feature) == (3, -1, 40, "cell")
-    assert record.accuracy_all > 0.9 and record.accuracy_alone > 0.9
+    assert record.accuracy_all > 0.9 and record.accuracy_alone > 0.9 and record.scale[0] < record.scale[1]
     shown = capsys.readouterr().out
     for words in ("run [b]", "update 40", "31", "2.5000", "3, sign -", "16 units", "51.61%"):
         assert words in shown, words
@@ -97,6 +102,17 @@ def test_test_labels_change_no_choice(run, sst):
     assert other.accuracy_alone == pytest.approx(1 - one.accuracy_alone)
     kept = dict(accuracy_all=0.0, accuracy_alone=0.0, interval_alone=None, accuracy_majority=None)
     assert dataclasses.replace(one, **kept) == dataclasses.replace(other, **kept)
+
+
+def test_the_scale_of_a_unit_is_that_of_bytes_of_texts_from_all_over_the_training_set(run):
+    texts = [f"{'a' * 97}{i:03}" for i in range(950)]
+    labels = np.arange(950) % 2
+    task = tasks.Task("t", "", *[tasks.Split(texts, labels)] * 3)
+    low, high = evaluation.scale(run, task, 3, "cell")
+    assert (low, high) == tuple(np.percentile(np.tile(np.arange(103), 200), [1, 99]).tolist())
+    assert (low, high) == evaluation.scale(run, task, 3, "cell")
+    (read,) = run.traced  # once
+    assert len(read) == len(set(read)) == 200 and (read[0], read[-1]) == (texts[0], texts[-1])
 
 
 def test_features_are_encoded_once_for_the_same_weights_feature_and_texts(run):
@@ -250,8 +266,21 @@ def test_the_report_holds_every_section_and_its_numbers(smileys):
     unit = f"Unit {planted_model.UNIT}"
     for words in ("How to reproduce", found["digest"], "--samples 24", "The unit byte by byte", unit):
         assert words in page, words
-    for picture in ("histogram", "weights", "label_efficiency", "clamp_effect"):
-        assert Path(found[f"{picture}_png"]).stat().st_size > 1000 and page.count("data:image/png") == 4
+    for picture in ("histogram", "weights", "controls", "label_efficiency", "clamp_effect"):
+        assert Path(found[f"{picture}_png"]).stat().st_size > 1000
+        assert page.count(f'id="{picture}-figure_1"') == 1  # drawn into the page, in its ink
+    parts = Page(page)
+    anchors = [value.removeprefix("#") for value in parts.addresses]
+    assert anchors == [value for tag, name, value in parts.attributes if (tag, name) == ("h2", "id")]
+    assert "with-and-without-the-unit" in anchors and "how-to-reproduce" in anchors
+    verdict = f"sentiment {unit.lower()}: "
+    assert parts.parts["p"][0].startswith(verdict) and "warning" not in page.split(verdict)[0].split("</style>")[1]
+    assert parts.parts["h3"] == ["-3 deviations", "neutral", "+3 deviations"]
+    columns = page.split('class="columns"')[1].split("<h2")[0].split("<h3>")[1:]
+    smile = [column.count(":)") - column.count(":(") for column in columns]
+    assert all(column.count("<p ") == 3 for column in columns) and smile[0] < smile[1] < smile[2]
+    marks = [part for part in parts.parts["div"] if part.startswith(("\u2713", "\u2717"))]
+    assert len(marks) == 6 and {mark.split(" ")[1] for mark in marks} == {"negative", "positive"}
 
 
 def test_a_report_is_not_overwritten(smileys, monkeypatch):

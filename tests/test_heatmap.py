@@ -25,7 +25,7 @@ from mlstm_jax.report import heatmap, html_page
 from mlstm_jax.report.heatmap import Scale, Span
 from mlstm_jax.text import frame
 
-UP, DOWN = Scale(0.5, 1.5), Scale(0.5, -1.5)
+UP, DOWN = Scale(-1.0, 0.5, 2.0), Scale(2.0, 0.5, -1.0)
 TEXTS = st.text(max_size=60)
 ESCAPES = re.compile("\x1b\\[[0-9;]*m")
 
@@ -38,10 +38,6 @@ def of_text(text, seed=0):
 
 def characters(spans):
     return "".join(span.character for span in spans)
-
-
-def ends(scale):
-    return scale.mid - scale.reach, scale.mid, scale.mid + scale.reach
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +77,24 @@ def test_values_of_other_bytes_are_refused():
 def test_strength_is_bounded_zero_in_the_middle_and_odd_around_it(value, scale):
     strength = heatmap.strength(value, scale)
     assert -1 <= strength <= 1
-    assert strength == -heatmap.strength(value, Scale(scale.mid, -scale.reach))
+    assert strength == -heatmap.strength(value, Scale(scale.high, scale.mid, scale.low))
     assert all(0 <= part <= 255 for part in heatmap.colour(value, scale))
 
 
 @pytest.mark.parametrize("scale", [UP, DOWN])
 def test_full_colours_stand_at_the_ends_whichever_way_the_unit_points(scale):
-    assert [heatmap.strength(value, scale) for value in ends(scale)] == [-1, 0, 1]
-    low, mid, high = (heatmap.colour(value, scale) for value in ends(scale))
+    assert [heatmap.strength(value, scale) for value in scale[:3]] == [-1, 0, 1]
+    low, mid, high = (heatmap.colour(value, scale) for value in scale[:3])
     assert low[0] > low[2] and high[2] > high[0] and mid == heatmap.PAPER
 
 
 def test_scale_without_an_extent_has_no_colour():
-    assert heatmap.strength(3.0, Scale(1.0, 0.0)) == 0
+    assert heatmap.strength(3.0, Scale(1.0, 1.0, 1.0)) == heatmap.strength(3.0, Scale(0.0, 1.0, 1.0)) == 0
+
+
+def test_each_side_has_an_extent_of_its_own():
+    assert [heatmap.strength(value, Scale(-1.0, 0.0, 4.0)) for value in (-2, -0.5, 0, 1, 4)] == [-1, -0.5, 0, 0.25, 1]
+    assert [heatmap.strength(value, Scale(4.0, 0.0, -1.0)) for value in (-2, -0.5, 0, 1, 4)] == [1, 0.5, 0, -0.25, -1]
 
 
 @pytest.mark.parametrize("scale", [UP, DOWN])
@@ -166,17 +167,39 @@ def test_png_draws_any_character_without_a_warning(tmp_path):
 def test_record_sets_unit_and_scale(model):
     (loved,), scale, about = model.heatmap(["I loved é"])
     mid = (RECORD.mean_negative + RECORD.mean_positive) / 2
-    assert scale[:2] == pytest.approx((mid, -2 * RECORD.deviation))  # its sign is -1
+    assert scale[:3] == pytest.approx((mid + 2 * RECORD.deviation, mid, mid - 2 * RECORD.deviation))  # its sign is -1
     assert characters(loved) == "I loved é " and "Unit 2, cell state" in about and "sst" in about
     trace = model.trace("I loved é")
     assert [span.value for span in loved] == pytest.approx(trace[[2, 3, 4, 5, 6, 7, 8, 9, 11, 12], 2])
     assert loved[-1].byte == len(frame("I loved é")) - 1
 
 
+def test_full_colour_is_what_few_bytes_go_beyond_and_at_least_a_deviation_away():
+    mid = (RECORD.mean_negative + RECORD.mean_positive) / 2
+    for sign in (1, -1):
+        record = dataclasses.replace(RECORD, sign=sign, scale=(-3.0, 9.0))
+        assert heatmap.of_record(record)[:3] == ((-3.0, mid, 9.0) if sign > 0 else (9.0, mid, -3.0))
+    narrow = heatmap.of_record(dataclasses.replace(RECORD, scale=(mid + 0.1, mid + 0.2)))
+    assert narrow[:3] == (mid + RECORD.deviation, mid, mid - RECORD.deviation)
+    about = heatmap.draw(["a"], [np.zeros(4)], 2, dataclasses.replace(RECORD, scale=(-3.0, 9.0))).about
+    assert "most extreme hundredth of bytes" in about
+
+
+def test_no_two_letters_are_drawn_as_one():
+    page = heatmap.html([of_text("fi and fl")], UP, "about")
+    assert "font-variant-ligatures:none" in page and page.count("<span") == 3 + 9
+
+
+def test_words_stand_beside_their_texts():
+    page = Page(heatmap.html([of_text("one"), of_text("two")], UP, "about", [f"first {HOSTILE}", "second"]))
+    assert [part for part in page.parts["div"] if part.strip()] == [f"first {HOSTILE}", "second"]
+    assert "script" not in page.tags and page.tags.count("p") == 2
+
+
 def test_another_unit_is_shown_on_the_scale_of_the_texts(model):
     texts, scale, about = model.heatmap(["I loved it", "no"], unit=5)
     every = np.concatenate([model.trace("I loved it")[:, 5], model.trace("no")[:, 5]]).astype(np.float64)
-    assert scale.mid == pytest.approx(every.mean()) and scale.reach == pytest.approx(2 * every.std())
+    assert scale.mid == pytest.approx(every.mean()) and scale.high - scale.mid == pytest.approx(2 * every.std())
     assert scale.names == ("low", "mean", "high") and "which sign is positive is not known" in about
     assert len(texts) == 2
 

@@ -100,6 +100,16 @@ def test_features_of_any_text_are_the_end_of_its_trace(lm, text):
 
 
 @pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
+def test_one_units_trace_of_many_texts_is_a_column_of_each_texts_own(lm, feature):
+    many = [*TEXTS, *(f"{i} more" * (i % 5) for i in range(encode.BATCH))]
+    for text, values in zip(many, lm.trace_unit(many, 5, feature), strict=True):
+        np.testing.assert_allclose(values, lm.trace(text, feature)[:, 5], **CLOSE)
+    assert lm.trace_unit([], 5) == []
+    with pytest.raises(UserError, match="unit 32 does not exist"):
+        lm.trace_unit(["a"], 32)
+
+
+@pytest.mark.parametrize("feature", ["cell", "tanh_cell", "hidden"])
 def test_features_are_parts_of_the_state(lm, feature):
     _, (c, h) = lm.read(frame("A good film."))
     expected = {"cell": c, "tanh_cell": np.tanh(c), "hidden": h}[feature][0]

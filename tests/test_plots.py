@@ -1,17 +1,20 @@
 """Pictures are drawn whole, at their size, the same from the same data and different from different data."""
 
 import os
+import re
 import subprocess
 import sys
 from ast import literal_eval
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlstm_jax.report import plots
+from helpers.pages import HOSTILE, Page
+from mlstm_jax.report import html_page, plots
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
@@ -39,6 +42,10 @@ def draw_label_efficiency(path, data=ROWS, published=plots.PUBLISHED):
     return plots.label_efficiency(data, [(n, mean - 0.1, 0.01) for n, mean, _ in ROWS], path, "Labels", published)
 
 
+def draw_accuracies(path, data=[("the unit", 0.8, 0.75, 0.85)], guessing={"chance": 0.5, "majority": 0.6}):  # noqa: B006
+    return plots.accuracies(data, path, "Controls", guessing)
+
+
 def draw_over_training(path, data=BAND):
     return plots.over_training(KS, 2 - KS / 10, *data, path, "Training")
 
@@ -63,6 +70,7 @@ def pixels(path, height=675):
         (draw_weights, VALUES[::-1]),
         (draw_loss_curve, METRICS[:150]),
         (draw_label_efficiency, [(n, mean + 0.05, 0.05) for n, mean, _ in ROWS]),
+        (draw_accuracies, [("the unit", 0.8, 0.7, 0.85)]),
         (draw_over_training, (BAND[0], BAND[1] - 0.3, BAND[2])),
         (draw_clamp_effect, BAND[::-1]),
     ],
@@ -72,6 +80,80 @@ def test_pictures_depend_on_their_data_alone(tmp_path, draw, other):
     assert first.read_bytes() == again.read_bytes()
     height = 810 if draw is draw_clamp_effect else 675  # it has three panels
     assert (pixels(first, height) != pixels(changed, height)).any()
+
+
+DRAWN = [
+    draw_histogram,
+    draw_weights,
+    draw_loss_curve,
+    draw_label_efficiency,
+    draw_accuracies,
+    draw_over_training,
+    draw_clamp_effect,
+]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_svg_has_no_paper_and_takes_the_ink_of_its_page(tmp_path, draw):
+    path = draw(tmp_path / "a.svg")
+    svg = path.read_text(encoding="utf-8")
+    tree = ElementTree.fromstring(svg)
+    assert svg == draw(tmp_path / "new" / "a.svg").read_text(encoding="utf-8")
+    painted = set(re.findall(r"(?:fill|stroke)[:=] ?\"?(#\w+|\w+)", svg))
+    ours = {colour.lower() for colour in (plots.BLUE, plots.ORANGE, plots.GREY)}
+    assert "currentColor" in painted <= ours | {"currentColor", "none", "#b0b0b0"}  # the last are the grid's lines
+    assert svg.count("<style>") == 1 and "prefers-color-scheme: dark" in svg
+    names = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert names and all(name.startswith("a-") for name in names)
+    targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)
+    assert {one or other for one, other in targets} <= set(names)
+
+
+def test_several_svgs_in_a_page_share_no_name_and_no_style(tmp_path):
+    pages = [html_page.picture(draw_histogram(tmp_path / f"{name}.svg"), f"{name} {HOSTILE}") for name in "ab"]
+    names = [re.findall(r'id="([^"]+)"', page) for page in pages]
+    assert not set(names[0]) & set(names[1])
+    for page, name in zip(map(Page, pages), "ab", strict=True):
+        assert "style" not in page.tags and "script" not in page.tags
+        assert ("svg", "aria-label", f"{name} {HOSTILE}") in page.attributes
+        assert page.parts["figcaption"] == [f"{name} {HOSTILE}"]
+
+
+def test_a_title_of_others_is_no_markup_in_a_page(tmp_path):
+    for hostile in (HOSTILE, f"--> {HOSTILE}", f']]>{HOSTILE} currentColor #000000 id="x'):
+        page = Page(html_page.picture(plots.weights(VALUES, tmp_path / "a.svg", hostile), "calm"))
+        assert {"script", "style", "iframe"}.isdisjoint(page.tags) and HOSTILE not in page.parts
+
+
+def test_far_values_are_counted_in_the_outer_bins_and_squeeze_no_others(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr("matplotlib.axes.Axes.hist", lambda _, x, bins, **__: counted.append((x, bins)))
+    values = np.linspace(-1, 1, 1000, dtype=np.float32)
+    values[[3, 500]] = -1e6, 1e6
+    plots.histogram(values, np.arange(1000) % 2, tmp_path / "a.png", "Unit 3", threshold=0.0)
+    assert sum(len(x) for x, _ in counted) == 1000
+    for x, bins in counted:
+        assert -1 < bins[0] < -0.9 and 0.9 < bins[-1] < 1
+        assert min(x) == pytest.approx(bins[0]) and max(x) == pytest.approx(bins[-1])
+
+
+@pytest.mark.parametrize("sign, words", [(1, "\u2190 negative"), (-1, "\u2190 positive")])
+def test_the_axis_says_which_side_is_which(tmp_path, monkeypatch, sign, words):
+    said, figure = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda title, x, *ys: (said.append(x), figure(title, x, *ys))[1])
+    plots.histogram(VALUES, LABELS, tmp_path / "a.png", "Unit 3", sign=sign)
+    assert said[0].startswith(words)
+
+
+@pytest.mark.parametrize("draw", [draw_label_efficiency, draw_accuracies, draw_over_training])
+def test_pictures_of_accuracies_have_lines_of_guessing(tmp_path, monkeypatch, draw):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw(tmp_path / "a.png")
+    texts = [text.get_text() for text in drawn[0].findobj() if hasattr(text, "get_text")]
+    assert any(text.startswith("chance 50") for text in texts)
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
@@ -97,6 +179,7 @@ def test_empty_and_constant_data_are_drawn(tmp_path):
     pixels(draw_loss_curve(tmp_path / "empty.png", []))
     pixels(draw_label_efficiency(tmp_path / "none.png", [], {}))
     pixels(draw_label_efficiency(tmp_path / "one_row.png", ROWS[:1]))
+    pixels(draw_accuracies(tmp_path / "none.png", [], {}))
     none = (np.zeros(0),) * 3
     pixels(plots.over_training(*none, *none[:2], tmp_path / "none.png", "None"))
     pixels(plots.over_training(KS, np.full(7, np.nan), *BAND, tmp_path / "unknown.png", "Unknown"))
@@ -139,7 +222,7 @@ def test_the_backend_of_a_notebook_costs_no_picture(tmp_path, backend):
     code = """import os, pathlib, sys
 from mlstm_jax.report import heatmap, plots
 plots.weights(__import__("numpy").ones(3), pathlib.Path(sys.argv[1]), "Weights")
-heatmap.png([[heatmap.Span("a", b"a", 0, 1.0)]], heatmap.Scale(0, 1), "about", pathlib.Path(sys.argv[2]))
+heatmap.png([[heatmap.Span("a", b"a", 0, 1.0)]], heatmap.Scale(-1, 0, 1), "about", pathlib.Path(sys.argv[2]))
 print([os.environ["MPLBACKEND"], __import__("matplotlib").rcParams["backend"]])"""
     paths = tmp_path / "a.png", tmp_path / "b.png"
     command = [sys.executable, "-c", code, *map(str, paths)]

@@ -1,7 +1,11 @@
 """The probe against scikit-learn called directly, thresholds against brute force."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from sklearn.multiclass import OneVsRestClassifier
 
+from helpers.programs import start
 from mlstm_jax.errors import UserError
 from mlstm_jax.sentiment import probe
 
@@ -235,6 +240,41 @@ def test_probes_fitted_in_processes_equal_those_of_this_one(monkeypatch):
     for one, other in zip(here, probe.fit_each(examples, wanted), strict=True):
         assert one.c == other.c and one.intercept == other.intercept
         np.testing.assert_array_equal(one.coefficients, other.coefficients)
+
+
+def fitting(parent):
+    """The processes of a program that fit a probe for it."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, its_parent, *rest = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if state != "Z" and (parent is None or int(its_parent) == parent) and b"popen_loky" in command:
+            found[int(folder.name)] = int(rest[9])  # and the time that each has worked
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_that_fit_end_with_their_program(number):
+    process, *files = start(["-m", "helpers.long_fit"], devices=1)
+    try:
+        children = {}
+        while process.poll() is None and sum(worked > 0 for worked in children.values()) < 2:
+            children = fitting(process.pid)
+            time.sleep(0.1)
+        os.kill(process.pid, number)
+        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        deadline = time.monotonic() + 60  # a fit takes longer
+        while (left := children.keys() & fitting(None).keys()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(children) == 2 and not left
+    finally:
+        process.kill()
+        process.wait()
+        for file in files:
+            file.close()
 
 
 def test_classes_are_fitted_as_scikit_learn_fits_them():

@@ -20,8 +20,11 @@ def shown(text):
 
 def whole(text, png):
     blocks = [
-        html_page.heading(text),
+        html_page.verdict(text, True),
+        html_page.contents([(text, "a-b")]),
+        html_page.heading(text, "a-b"),
         html_page.paragraph(text),
+        html_page.columns([(text, [text, text])]),
         html_page.table([[text, 1]], [text, "n"]),
     ]
     return html_page.page(text, [*blocks, html_page.picture(png, text)])
@@ -42,8 +45,8 @@ def test_any_text_shows_as_itself_in_every_block_and_makes_no_element(png, text)
     names = lambda page: [(tag, name) for tag, name, _ in page.attributes if name != "class"]  # a number stands right
     assert page.tags == calm.tags and names(page) == names(calm)
     want = shown(text)
-    for tag in ("title", "h1", "h2", "p", "figcaption"):
-        assert page.parts[tag] == [want], tag
+    for tag, times in {"title": 1, "h1": 1, "a": 1, "h2": 1, "h3": 1, "p": 4, "figcaption": 1}.items():
+        assert page.parts[tag] == [want] * times, tag
     assert page.parts["th"][0] == page.parts["td"][0] == want
     assert ("img", "alt", want) in page.attributes
 
@@ -51,10 +54,19 @@ def test_any_text_shows_as_itself_in_every_block_and_makes_no_element(png, text)
 @given(TEXTS)
 def test_nothing_is_fetched_whatever_the_text(png, text):
     page = Page(whole(text, png))
-    assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
+    assert [address[:22] for address in page.addresses] == ["#a-b", "data:image/png;base64,"]
     policy = [value for tag, name, value in page.attributes if tag == "meta" and name == "content"][0]
     assert policy.startswith("default-src 'none'; img-src data:;") and "script" not in page.tags
     assert not re.search("url\\(|@import", html_page.STYLE)
+
+
+def test_contents_lead_to_headings_and_a_warning_looks_like_one():
+    page = Page(
+        html_page.contents([("A", "a"), ("B", "b")]) + html_page.heading("A", "a") + html_page.heading("B", "b")
+    )
+    assert page.addresses == ["#a", "#b"] and [v for _, name, v in page.attributes if name == "id"] == ["a", "b"]
+    classes = [re.findall('class="([^"]*)"', html_page.verdict("so", warning)) for warning in (True, False)]
+    assert classes == [["verdict warning"], ["verdict"]] and ".warning {" in html_page.STYLE
 
 
 def test_page_can_always_be_written(png):
@@ -85,7 +97,7 @@ def test_browser_shows_a_script_as_text_and_its_console_is_silent(png, tmp_path)
     path.write_text(whole(HOSTILE, png), encoding="utf-8")
     dom, console = opened(path, tmp_path / "profile")
     page = Page(dom)
-    assert page.parts["title"] == page.parts["p"] == [HOSTILE] and "script" not in page.tags
+    assert page.parts["title"] * 4 == page.parts["p"] == [HOSTILE] * 4 and "script" not in page.tags
     assert console == ""
 
 

@@ -19,6 +19,9 @@ def test_record_comes_back_as_it_was(tmp_path):
     assert path == tmp_path / "units" / "sst.json"
     assert unit_record.load([path.parent], "d1") == unit_record.load([path.parent], "d1", "sst") == RECORD
     assert os.listdir(path.parent) == ["sst.json"]
+    scaled = dataclasses.replace(RECORD, task="imdb", scale=(-1 / 3, 0.1 + 0.2))
+    unit_record.save(scaled, path.parent)
+    assert unit_record.load([path.parent], "d1", "imdb") == scaled
 
 
 def test_missing_record_names_the_command(tmp_path):
@@ -52,6 +55,7 @@ def damaged():
     yield from ("", whole[:-30], "[]", "3", "{}", "\udcff")
     wrong = {"unit": 9, "sign": 0, "deviation": "x", "mean_positive": None, "coefficients": None, "a": float("nan")}
     yield from (json.dumps(fields | {key: value}) for key, value in wrong.items())
+    yield from (json.dumps(fields | {"scale": scale}) for scale in ([1.0], [2.0, 1.0], ["a", "b"], 3, [0.0, 1e999]))
     yield json.dumps(fields | {"extra": 1})
     yield json.dumps(disk.seal(fields) | {"threshold": 0.5})
     yield "[" * 10_000 + "]" * 10_000
@@ -81,7 +85,7 @@ def test_a_flipped_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
 
 def test_a_record_of_version_0_1_has_no_names_of_classes_and_no_checksum(tmp_path):
     fields = dataclasses.asdict(RECORD)
-    del fields["positive"], fields["negative"]
+    del fields["positive"], fields["negative"], fields["scale"]
     (tmp_path / "sst.json").write_text(json.dumps(fields))
     record = unit_record.load([tmp_path], "d1")
     assert record == RECORD

@@ -103,7 +103,7 @@ def main(
             program.announce(record)
             log(f"wrote {saved}")
             if controls or report:
-                add(*sections.doubts(model, texts, found))
+                add(*sections.doubts(model, texts, found, folder))
             if label_efficiency or report:
                 add(sections.label_efficiency(found, folder))
             if over_training or report and model.is_run:
@@ -115,10 +115,10 @@ def main(
                     sections.read(model, texts, found),
                     sections.reproduce(model, program.command("eval", *sys.argv[1:])),
                 ]
-                log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', page)}")
+                log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', record, page)}")
             advise(model.path, model.hidden, record)
             numbers = unit_record.summary(record) | {"interval_all": probe.interval(found.right_all)}
-            numbers |= {f"{path.stem}_png": str(path) for part in parts for path, _ in part.pictures}
+            numbers |= {f"{picture.path.stem}_png": str(picture.path) for part in parts for picture in part.pictures}
             numbers |= {"record": str(saved), "report": page and str(page)}
             numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
     if json:

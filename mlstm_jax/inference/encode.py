@@ -95,6 +95,40 @@ def trace(
         yield np.asarray(emitted[0, : len(piece)]), state
 
 
+@partial(jax.jit, static_argnames="feature")
+def _read_unit(weights, data, state, lengths, unit, feature: Feature):
+    return scan(weights, data, state, lengths, emit=lambda state: FEATURES[feature](state)[:, unit])
+
+
+def trace_unit(
+    weights: Weights,
+    texts: list[bytes],
+    unit: int,
+    feature: Feature = "cell",
+    done: Callable[[int], None] = lambda count: None,
+) -> list[Float[np.ndarray, "_"]]:
+    """One unit's feature after every byte of every text, float32, an array each. `done(bytes)` is a progress callback.
+
+    Texts of about the same length are read side by side.
+    """
+    values = [np.zeros(len(text), np.float32) for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for first in range(0, len(order), BATCH):
+        rows = order[first : first + BATCH]
+        state = zero_state(weights, _power_of_two(len(rows)))
+        for place in range(0, len(texts[rows[-1]]), CHUNK):
+            data, left = np.zeros((len(state[0]), CHUNK), np.uint8), np.zeros(len(state[0]), np.int32)
+            for row, text in enumerate(rows):
+                piece = texts[text][place : place + CHUNK]
+                data[row, : len(piece)], left[row] = np.frombuffer(piece, np.uint8), len(piece)
+            state, emitted = _read_unit(weights, data, state, left, unit, feature)
+            emitted = np.asarray(emitted)
+            for row, text in enumerate(rows):
+                values[text][place : place + CHUNK] = emitted[row, : left[row]]
+            done(int(left.sum()))
+    return values
+
+
 _read_out = jax.jit(read_out)
 
 

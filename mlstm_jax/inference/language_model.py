@@ -224,7 +224,7 @@ class LanguageModel:
         self.require_unit(chosen)
         if record and chosen != record.unit:
             record = None  # it tells nothing of this unit
-        values = [self.trace(text, record.feature if record else "cell")[:, chosen] for text in listed]
+        values = self.trace_unit(listed, chosen, record.feature if record else "cell")
         return heatmap.draw(listed, values, chosen, record)
 
     def trace(self, text: str, feature: Feature = "cell") -> Float[np.ndarray, "bytes hidden"]:
@@ -233,6 +233,17 @@ class LanguageModel:
         _check_feature(feature)
         pieces = encode.trace(self.weights, frame(text), zero_state(self.weights, 1), None, feature)
         return np.concatenate([piece for piece, _ in pieces])
+
+    def trace_unit(
+        self, texts: Sequence[str], unit: int, feature: Feature = "cell", show_progress: bool = False
+    ) -> list[Float[np.ndarray, "_"]]:
+        """One unit's state after every byte of every framed text, float32 [bytes] each: a column of `trace`."""
+        self.require_bytes()
+        self.require_unit(unit)
+        _check_feature(feature)
+        framed = [frame(text) for text in texts]
+        with progress("reading byte by byte", sum(map(len, framed)), show_progress) as done:
+            return encode.trace_unit(self.weights, framed, unit, feature, done)
 
     def read(
         self,

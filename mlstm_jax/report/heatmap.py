@@ -18,7 +18,7 @@ from mlstm_jax.unit_record import UnitRecord, verdict
 # Okabe and Ito's blue and orange, which colour-blind readers can tell apart, and what lies between them on paper.
 BLUE, ORANGE, PAPER = (tuple(bytes.fromhex(c[1:])) for c in (plots.BLUE, plots.ORANGE, "#FAFAFA"))
 OPACITY = 0.6  # of the full colour: both black and white text can be read on it
-DEVIATIONS = 2  # from the middle to the full colour
+DEVIATIONS = 2  # from the middle to the full colour, where no values of bytes were measured
 ROWS = 500  # in one PNG
 
 
@@ -35,10 +35,11 @@ class Span(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """mid has no colour, mid + reach is full blue, mid - reach full orange; reach is negative where the unit is."""
+    """The values that have full orange, no colour and full blue; low is above high where the unit is negative."""
 
+    low: float
     mid: float
-    reach: float
+    high: float
     names: tuple[str, str, str] = ("negative", "neutral", "positive")
 
 
@@ -69,14 +70,31 @@ def draw(
     feature = record.feature if record else "cell"
     name = f"Unit {unit}, {feature.replace('_', ' of the ')} state"
     if record:
-        scale = Scale((record.mean_negative + record.mean_positive) / 2, DEVIATIONS * record.sign * record.deviation)
-        middle = f"the midpoint of the class means of {record.task}"
+        scale = of_record(record)
+        full = "the most extreme hundredth of bytes" if record.scale else f"{DEVIATIONS} deviations from there"
+        middle = f"no colour: the midpoint of the class means of {record.task}; full colour: {full}"
     else:
         every = np.concatenate(values)
-        scale = Scale(float(every.mean()), DEVIATIONS * float(every.std()), ("low", "mean", "high"))
-        middle = "the mean of these bytes; which sign is positive is not known"
+        mid, reach = float(every.mean()), DEVIATIONS * float(every.std())
+        scale = Scale(mid - reach, mid, mid + reach, ("low", "mean", "high"))
+        middle = (
+            f"full colour {DEVIATIONS} deviations from the mean of these bytes; which sign is positive is not known"
+        )
     judged = f"; {verdict(record)}" if record else ""
-    return HeatMap(shown, scale, f"{name}: full colour {DEVIATIONS} deviations from {middle}{judged}")
+    return HeatMap(shown, scale, f"{name}: {middle}{judged}")
+
+
+def of_record(record: UnitRecord) -> Scale:
+    """The scale of a unit's colours: from the midpoint of the class means to what few bytes of a text go beyond.
+
+    At least a deviation to each side. An older record, which has no such values, has `DEVIATIONS` of them.
+    """
+    mid = (record.mean_negative + record.mean_positive) / 2
+    if record.scale:
+        low, high = min(mid - record.deviation, record.scale[0]), max(mid + record.deviation, record.scale[1])
+    else:
+        low, high = mid - DEVIATIONS * record.deviation, mid + DEVIATIONS * record.deviation
+    return Scale(low, mid, high) if record.sign > 0 else Scale(high, mid, low)
 
 
 def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
@@ -95,9 +113,11 @@ def spans(data: bytes, values: Float[np.ndarray, "n"]) -> list[Span]:
 
 def strength(value: float, scale: Scale) -> float:
     """How positive a value is, from -1 (full orange) over 0 (no colour) to 1 (full blue)."""
-    if not scale.reach or np.isnan(value):
+    side = (value > scale.mid) == (scale.high > scale.low)  # where it is positive
+    reach = (scale.high if side else scale.low) - scale.mid
+    if not reach or np.isnan(value):
         return 0.0
-    return min(1.0, max(-1.0, (value - scale.mid) / scale.reach))
+    return min(1.0, (value - scale.mid) / reach) * (1 if side else -1)
 
 
 def colour(value: float, scale: Scale) -> tuple[int, int, int]:
@@ -132,10 +152,10 @@ def width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str) -> str:
+def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str, beside: Sequence[str] = ()) -> str:
     """A figure in HTML that needs no style sheet, for `report.page`. Pointing at a character shows bytes and value.
 
-    The colours are see-through, so that they do on light and on dark paper.
+    The colours are see-through, so that they do on light and on dark paper. `beside` is a word or two for each text.
     """
     tint = lambda s: f"rgba{(*(BLUE if s > 0 else ORANGE), round(OPACITY * abs(s), 2))}".replace(" ", "")
     hover = lambda span: f"{span.character} = {span.data.hex(' ')}: {span.value:.3g} after byte {span.byte}"
@@ -143,8 +163,14 @@ def html(texts: Sequence[Sequence[Span]], scale: Scale, about: str) -> str:
         f'<span style="background:{tint(strength(span.value, scale))}" title="{html_page.escape(hover(span))}">'
         f"{html_page.escape(span.character)}</span>"
     )
-    wrap = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
-    body = "\n".join(f'<p dir="auto" style="{wrap}">{"".join(map(shown, text))}</p>' for text in texts)
+    # Two letters drawn as one would have one colour; on a narrow screen a text stands below what is beside it.
+    style = "flex:1 1 20em;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;font-variant-ligatures:none"
+    row = lambda text, words: (
+        '<div style="display:flex;flex-wrap:wrap;gap:0 1em;align-items:baseline">'
+        + f'<div style="flex:0 0 7em;font-size:.85em">{html_page.escape(words)}</div>' * bool(words)
+        + f'<p dir="auto" style="{style}">{"".join(map(shown, text))}</p></div>'
+    )
+    body = "\n".join(map(row, texts, beside or [""] * len(texts)))
     bar = f"color:CanvasText;background:linear-gradient(to right,{tint(-1)},transparent,{tint(1)})"
     ends = "".join(
         f'<span style="text-align:{side}">{words}</span>'
@@ -185,8 +211,7 @@ def _lines(texts: Sequence[Sequence[Span]], columns: int) -> list[list[Span]]:
 
 def _key(scale: Scale) -> list[tuple[str, float]]:
     """The legend's three words, and the values whose colours they have."""
-    values = scale.mid - scale.reach, scale.mid, scale.mid + scale.reach
-    return [(f"{name} {value:.3g}", value) for name, value in zip(scale.names, values, strict=True)]
+    return [(f"{name} {value:.3g}", value) for name, value in zip(scale.names, scale[:3], strict=True)]
 
 
 def _legend(scale: Scale) -> list[Span]:

@@ -12,9 +12,11 @@ from mlstm_jax.text import printable, show, to_bytes
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """
 :root { color-scheme: light dark;
-  --ink: #1a1a1a; --paper: #fdfdfc; --soft: #606060; --line: #d8d8d4; --inset: #f2f2ee; }
+  --ink: #1a1a1a; --paper: #fdfdfc; --soft: #606060; --line: #d8d8d4; --inset: #f2f2ee;
+  --link: #00588a; --good: #0072B2; --warning: #D55E00; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e3; --paper: #161618; --soft: #a3a3a0; --line: #3a3a3d; --inset: #222225; }
+  :root { --ink: #e6e6e3; --paper: #161618; --soft: #a3a3a0; --line: #3a3a3d; --inset: #222225;
+    --link: #7cc0ee; }
 }
 * { box-sizing: border-box; }
 body { max-width: 70ch; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
@@ -22,6 +24,14 @@ body { max-width: 70ch; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: 
 h1, h2 { line-height: 1.25; text-wrap: balance; }
 h1 { font-size: 1.8rem; margin: 0 0 1.5rem; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
+a { color: var(--link); }
+.verdict { padding: .8rem 1rem; border-left: 4px solid var(--good); background: var(--inset); font-weight: 500; }
+.warning { border-color: var(--warning); }
+.columns { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 0 1.25rem; }
+@media (max-width: 36rem) { .columns { grid-auto-flow: row; } }
+.columns p { white-space: pre-wrap; font-size: .95rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 1rem 0 0; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -31,6 +41,7 @@ tbody th { font-weight: 500; color: var(--soft); }
 pre { white-space: pre-wrap; padding: .8rem 1rem; background: var(--inset); border-radius: 6px; font-size: .9rem; }
 figure { margin: 1.5rem 0; }
 figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
+figure > svg { display: block; width: 100%; height: auto; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
 """
@@ -63,9 +74,28 @@ def escape(text: str) -> str:
     return html.escape(printable(show(to_bytes(text))))
 
 
-def heading(text: str) -> str:
-    """The heading of a section."""
-    return f"<h2>{escape(text)}</h2>"
+def heading(text: str, anchor: str = "") -> str:
+    """The heading of a section; `contents` leads to its anchor."""
+    named = f' id="{escape(anchor)}"' if anchor else ""
+    return f"<h2{named}>{escape(text)}</h2>"
+
+
+def contents(sections: Iterable[tuple[str, str]]) -> str:
+    """Links to headings, of their texts and anchors."""
+    links = "".join(f'<li><a href="#{escape(anchor)}">{escape(text)}</a></li>' for text, anchor in sections)
+    return f'<nav aria-label="contents"><ul>{links}</ul></nav>'
+
+
+def verdict(text: str, warning: bool) -> str:
+    """What comes out of it all, in one line; a warning has another colour."""
+    return f'<p class="verdict{" warning" * warning}">{escape(text)}</p>'
+
+
+def columns(texts: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Columns of texts under their titles, side by side; one below the other where the screen is too narrow."""
+    shown = lambda text: f'<p dir="auto">{escape(text)}</p>'
+    each = (f"<div><h3>{escape(title)}</h3>{''.join(map(shown, column))}</div>" for title, column in texts)
+    return f'<div class="columns">{"".join(each)}</div>'
 
 
 def paragraph(text: str) -> str:
@@ -102,7 +132,14 @@ _NUMBER = re.compile(r"[-+−±]?\d[\d,.]*([eE][-+]?\d+)?( ?%)?( ± \d[\d,.]*( ?
 
 
 def picture(path: Path, caption: str) -> str:
-    """A PNG file, in the page itself, with what it shows below it and for those who do not see it."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+    """A PNG or SVG file of ours, in the page itself, with what it shows below it and for those who do not see it.
+
+    A PNG has white paper; an SVG takes the page's ink.
+    """
+    if path.suffix == ".svg":
+        drawn = re.sub("<style>.*?</style>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        image = drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
+    else:
+        data = base64.b64encode(path.read_bytes()).decode()
+        image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,9 +1,15 @@
 """Pictures of a unit, of the probe, of training and of what holding the unit does. matplotlib is imported when one is
-drawn."""
+drawn.
+
+A file's ending says which form it has. PNG is black on white: it is for slides, letters and pages whose paper is not
+known. SVG has no paper and `currentColor` as its ink, for light and dark pages; a page inlines it.
+"""
 
 import contextlib
+import io
 import logging
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -23,14 +29,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and a grey; seen on white and on dark paper.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 
 # Test accuracies on binary SST, as fractions: figure 2 of Radford et al. 2017 draws such lines.
 PUBLISHED = {
     "RNTN": 0.854,  # Socher et al. 2013, Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank
     "byte mLSTM": 0.918,  # Radford et al. 2017, all 4,096 units
 }
+
+# What guessing reaches where the two classes are equally common.
+CHANCE = {"chance": 0.5}
 
 # A mean, and the low and the high end of its interval, at each place.
 Band = tuple[Real[np.ndarray, "n"], Real[np.ndarray, "n"], Real[np.ndarray, "n"]]
@@ -77,9 +86,17 @@ def histogram(
     title: str,
     value_name: str = "value of the unit",
     threshold: float | None = None,
+    sign: int = 1,
 ) -> Path:
-    """Draw a unit's values by label, 0 negative and 1 positive, as in figure 3 of Radford et al. 2017. PNG."""
-    figure, (axes,) = _figure(title, value_name, "texts")
+    """Draw a unit's values by label, 0 negative and 1 positive, as in figure 3 of Radford et al. 2017.
+
+    `sign` is +1 where high values are positive, else -1. The outer bars count what lies beyond the 1st and the 99th
+    percentile: a few far values would squeeze all others.
+    """
+    sides = ("negative", "positive")[::sign]
+    beyond = "the outer bars count the hundredth beyond them at each side"
+    figure, (axes,) = _figure(title, f"\u2190 {sides[0]}      {value_name}      {sides[1]} \u2192\n({beyond})", "texts")
+    values = np.clip(values, *np.percentile(values, [1, 99]))
     bins = np.histogram_bin_edges(values, min(60, max(10, round(2 * len(values) ** 0.5))))
     for label, name, colour in ((0, "negative", ORANGE), (1, "positive", BLUE)):
         of_label = values[labels == label]
@@ -98,7 +115,7 @@ def histogram(
 
 
 def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -> Path:
-    """Draw the probe's absolute coefficients by unit, the largest marked with its number. PNG."""
+    """Draw the probe's absolute coefficients by unit, the largest marked with its number."""
     figure, (axes,) = _figure(title, "unit", "absolute weight in the probe")
     size = np.abs(coefficients)
     units = np.flatnonzero(size)
@@ -108,7 +125,7 @@ def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -
     if len(units):
         top = int(size.argmax())
         axes.plot(top, size[top], "o", color=ORANGE)
-        axes.annotate(f"unit {top}", (top, size[top]), (0, 8), textcoords="offset points", ha="center", color=ORANGE)
+        axes.annotate(f"unit {top}", (top, size[top]), (0, 8), textcoords="offset points", ha="center")
     else:
         axes.text(0.5, 0.5, "the probe uses no unit", transform=axes.transAxes, ha="center", color=GREY)
     return _save(figure, path)
@@ -116,7 +133,7 @@ def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -
 
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw bits per byte by update: of training ("bits_per_byte"; light, smoothed dark), of held-out bytes
-    ("validation_bits_per_byte"; points). `metrics` are the lines of metrics.jsonl. PNG."""
+    ("validation_bits_per_byte"; points). `metrics` are the lines of metrics.jsonl."""
     figure, (axes,) = _figure("Bits per byte", "update", "bits per byte")
     _whole(axes)
     updates, bits = _series(metrics, "bits_per_byte")
@@ -139,48 +156,51 @@ def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     return _save(figure, path)
 
 
+def accuracies(
+    rows: Sequence[tuple[str, float, float, float]], path: Path, title: str, guessing: Mapping[str, float] = CHANCE
+) -> Path:
+    """Draw test accuracies with their intervals, one below the other. Rows are (name, accuracy, low, high), fractions.
+
+    `guessing` are accuracies of guessing by name, dotted lines.
+    """
+    figure, (axes,) = _figure(title, "test accuracy (lines: intervals; of random units, ± one deviation)", "")
+    for place, (_, accuracy, low, high) in enumerate(rows):
+        axes.hlines(place, low, high, color=BLUE, linewidth=2)
+        axes.plot(accuracy, place, "o", color=BLUE)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(_as_percent)
+    for (name, accuracy), style in zip(guessing.items(), (":", "--"), strict=False):
+        axes.axvline(accuracy, color=GREY, linestyle=style, linewidth=1, label=f"{name} {accuracy:.1%}")
+    if guessing:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2)
+    return _save(figure, path)
+
+
 def label_efficiency(
     rows_all: Sequence[Sequence[float]],
     rows_unit: Sequence[Sequence[float]],
     path: Path,
     title: str,
     published: Mapping[str, float] = PUBLISHED,
+    guessing: Mapping[str, float] = CHANCE,
 ) -> Path:
-    """Draw test accuracy by the number of training labels, as in figure 2 of Radford et al. 2017. PNG.
+    """Draw test accuracy by the number of training labels, as in figure 2 of Radford et al. 2017.
 
     Rows are (labels, mean accuracy, deviation), of the probe on all units and of the one unit; the deviation is shaded.
-    `published` are others' accuracies by name, dashed lines. Names stand beside the lines' ends. Accuracies are
-    fractions.
+    `published` are others' accuracies by name, dashed lines, `guessing` those of guessing, dotted ones. Names stand
+    beside the lines' ends. Accuracies are fractions.
     """
     figure, (axes,) = _figure(title, "labelled texts, log scale (shaded: ± one deviation)", "test accuracy")
-    ends = [(accuracy, name, GREY) for name, accuracy in published.items()]
+    ends = []
     for name, rows, colour, marker in (("all units", rows_all, BLUE, "o"), ("the unit", rows_unit, ORANGE, "s")):
         labels, mean, deviation = np.array(sorted(rows, key=tuple), np.float64).reshape(-1, 3).T
         _band(axes, labels, (mean, mean - deviation, mean + deviation), colour, marker)
         ends += [(float(last), name, colour) for last in mean[-1:]]
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    _percent(axes)
-    for accuracy in published.values():
-        axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=1)
-    ends.sort()
-    low, high = axes.get_ylim()
-    places = _apart([accuracy for accuracy, _, _ in ends], 0.055 * (high - low))
-    across = axes.get_yaxis_transform()
-    for (accuracy, name, colour), place in zip(ends, places, strict=True):
-        line = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
-        text = f"{name} {accuracy:.1%}"
-        axes.annotate(
-            text,
-            (1, accuracy),
-            (1.03, place),
-            xycoords=across,
-            textcoords=across,
-            arrowprops=line,
-            color=colour,
-            fontsize=9,
-            va="center",
-        )
+    axes.yaxis.set_major_formatter(_as_percent)
+    _name_ends(axes, ends + _lines(axes, published, "--") + _lines(axes, guessing, ":"))
     return _save(figure, path)
 
 
@@ -192,11 +212,12 @@ def over_training(
     high: Real[np.ndarray, "n"],
     path: Path,
     title: str,
+    guessing: Mapping[str, float] = CHANCE,
 ) -> Path:
-    """Draw held-out bits per byte, and below them the unit's test accuracy, by update. PNG.
+    """Draw held-out bits per byte, and below them the unit's test accuracy, by update.
 
-    The accuracy is a fraction, `low` and `high` its 95 % interval; NaN is left out. One axis for both would have the
-    curves cross where nothing happens.
+    The accuracy is a fraction, `low` and `high` its 95 % interval; NaN is left out. `guessing` are accuracies of
+    guessing by name, dotted lines. One axis for both would have the curves cross where nothing happens.
     """
     figure, (above, below) = _figure(
         title, "update (shaded: 95 % intervals)", "held-out\nbits per byte", "test accuracy\nof the unit"
@@ -206,12 +227,13 @@ def over_training(
     scored = bits_per_byte[known]
     _band(above, updates[known], (scored, scored, scored), BLUE)
     _band(below, updates, (accuracy, low, high), ORANGE, "s")
-    _percent(below)
+    below.yaxis.set_major_formatter(_as_percent)
+    _name_ends(below, _lines(below, guessing, ":"), share=0.12)
     return _save(figure, path)
 
 
 def clamp_effect(ks: Real[np.ndarray, "n"], scores: Mapping[str, Band], bits: Band, path: Path, title: str) -> Path:
-    """Draw each scorer's mean by the deviations at which the unit was held; last, bits per byte of the samples. PNG.
+    """Draw each scorer's mean by the deviations at which the unit was held; last, bits per byte of the samples.
 
     Intervals of 95 % are shaded. Every scorer has its own axis, as VADER's 0.5 is not the 0.5 of a probability.
     """
@@ -229,6 +251,33 @@ def _band(axes: "Axes", x: Real[np.ndarray, "n"], band: Band, colour: str, marke
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)
     axes.plot(x, mean, marker=marker, color=colour, markersize=4)
+
+
+def _lines(axes: "Axes", accuracies: Mapping[str, float], style: str) -> list[tuple[float, str, str]]:
+    """A line at each accuracy; gives what `_name_ends` takes."""
+    for accuracy in accuracies.values():
+        axes.axhline(accuracy, color=GREY, linestyle=style, linewidth=1)
+    return [(accuracy, name, GREY) for name, accuracy in accuracies.items()]
+
+
+def _name_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], share: float = 0.055) -> None:
+    """Write names and accuracies beside the right ends of lines, at least this share of the axis apart."""
+    ends = sorted(ends)
+    low, high = axes.get_ylim()
+    places = _apart([accuracy for accuracy, _, _ in ends], share * (high - low))
+    across = axes.get_yaxis_transform()
+    for (accuracy, name, colour), place in zip(ends, places, strict=True):
+        line = dict(arrowstyle="-", color=colour, linewidth=0.8, shrinkA=2, shrinkB=0, relpos=(0, 0.5))
+        axes.annotate(
+            f"{name} {accuracy:.1%}",
+            (1, accuracy),
+            (1.03, place),
+            xycoords=across,
+            textcoords=across,
+            arrowprops=line,
+            fontsize=9,
+            va="center",
+        )
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
@@ -286,13 +335,37 @@ def _whole(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
 
-def _percent(axes: "Axes") -> None:
-    """Fractions along y, as per cent."""
-    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
+def _as_percent(fraction: float, _: float) -> str:
+    """A tick's label."""
+    return f"{100 * fraction:.4g}%"
 
 
 def _save(figure: "Figure", path: Path) -> Path:
     with atomic(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in a name is no reason for a warning
-        figure.savefig(file, format="png")
+        if path.suffix == ".svg":
+            file.write(_svg(figure, path.stem).encode())
+        else:
+            figure.savefig(file, format="png")
     return path
+
+
+def _svg(figure: "Figure", name: str) -> str:
+    """SVG whose ink is `currentColor`; alone in a window or in an image, dark ink on light and light on dark.
+
+    Its identifiers begin with its name, so that several can stand in one page.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):  # drawn letters need no font
+        figure.savefig(drawn := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
+    svg = drawn.getvalue().decode()
+    svg = re.sub(
+        r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace("#000000", "currentColor")
+    # What matplotlib says in a style sheet that a page would take for its own, and the ink where no page gives one.
+    ink = "<style>svg { color: #1a1a1a } @media (prefers-color-scheme: dark) { svg { color: #e6e6e3 } }</style>"
+    return re.sub("<svg [^>]*>", rf'\g<0>{ink}<g fill="currentColor" stroke-linejoin="round">', svg, count=1).replace(
+        "</svg>", "</g></svg>"
+    )

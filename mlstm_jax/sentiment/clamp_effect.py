@@ -72,7 +72,7 @@ def measure(
     values = [unit_record.clamp_value(record, k) for k in deviations]
     scorers = available() if scorers is None else scorers
     rows = []
-    with progress("sampling", len(deviations) * num * length, show_progress) as done:
+    with progress("sampling with the unit held", len(deviations) * num * length, show_progress) as done:
         for k, value in zip(deviations, values, strict=True):
             written = [bytearray() for _ in range(num)]
 
@@ -181,7 +181,8 @@ def available() -> dict[str, Scorer]:
     except UserError as error:
         logger.warning(f"not judged by VADER: {error}")
     try:
-        found["bag of words"], accuracy = bag_of_words()
+        with progress("training the bag of words", 1, counted=True):
+            found["bag of words"], accuracy = bag_of_words()
         logger.info(f"the bag of words labels {accuracy:.1%} of the IMDB test reviews rightly")
     except UserError as error:
         logger.warning(f"not judged by bag of words: {error}")

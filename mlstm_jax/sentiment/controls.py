@@ -1,6 +1,6 @@
 """Control experiments: probes without the unit, random units, other training texts, few labels. numpy, never jax."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ SAMPLES = 10  # of units, of training texts
 
 def without(train: Examples, dev: Examples, test: Examples, unit: int) -> Bool[np.ndarray, "n"]:
     """Which test texts the probe on all other units labels rightly."""
-    return _right_on(train, dev, test, np.delete(np.arange(train.x.shape[1]), unit))
+    with progress("the probe without the unit", len(probe.STRENGTHS), counted=True) as done:
+        return _right_on(train, dev, test, np.delete(np.arange(train.x.shape[1]), unit), done)
 
 
 def random_units(
@@ -24,12 +25,19 @@ def random_units(
     """Test accuracies of probes on k units drawn at random among all but `unit` (Donnelly and Roegiest 2019)."""
     others, rng = np.delete(np.arange(train.x.shape[1]), unit), np.random.default_rng((seed, k))
     drawn = (rng.choice(others, k, replace=False) for _ in range(samples))
-    return np.array([_right_on(train, dev, test, units).mean() for units in drawn])
+    with progress(f"probes on {k} random units", samples * len(probe.STRENGTHS), counted=True) as done:
+        return np.array([_right_on(train, dev, test, units, done).mean() for units in drawn])
 
 
-def _right_on(train: Examples, dev: Examples, test: Examples, units: Integer[np.ndarray, "k"]) -> Bool[np.ndarray, "n"]:
+def _right_on(
+    train: Examples,
+    dev: Examples,
+    test: Examples,
+    units: Integer[np.ndarray, "k"],
+    done: Callable[[float], None],
+) -> Bool[np.ndarray, "n"]:
     x, dev_x, test_x = (examples.x[:, units] for examples in (train, dev, test))
-    return probe.right(probe.fit(x, train.y, dev_x, dev.y), test_x, test.y)
+    return probe.right(probe.fit(x, train.y, dev_x, dev.y, done), test_x, test.y)
 
 
 def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) -> list[int | None]:
@@ -37,7 +45,7 @@ def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) 
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(train.y == label) for label in (0, 1)]
     drawn = [np.concatenate([rng.choice(rows, len(rows)) for rows in classes]) for _ in range(samples)]
-    with progress("resampling", samples, counted=True) as done:
+    with progress("probes on resampled texts", samples, counted=True) as done:
         tops = []
         for rows, fitted in zip(drawn, probe.fit_each(train, [(rows, c) for rows in drawn]), strict=True):
             used = probe.units_used(fitted) > 0

@@ -50,6 +50,12 @@ class Model(Protocol):
         """The feature after each text's last byte."""
         ...
 
+    def trace_unit(
+        self, texts: Sequence[str], unit: int, feature: Feature = "cell", show_progress: bool = False
+    ) -> list[Float[np.ndarray, "_"]]:
+        """One unit's feature after every byte of each text."""
+        ...
+
 
 class Found(NamedTuple):
     """The record of a unit, and what it was found in and tested on."""
@@ -74,7 +80,8 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
     )
     logger.info(f"fitting the probe on {len(train.y):,} texts")
-    fitted = probe.fit(*train, *dev)
+    with progress.progress("fitting the probe", len(probe.STRENGTHS), counted=True) as done:
+        fitted = probe.fit(*train, *dev, done)
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
     measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
@@ -102,6 +109,7 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         positive=task.classes[1],
         interval_alone=probe.interval(right_alone),
         accuracy_majority=float(np.mean(test.y == np.bincount(train.y).argmax())),
+        scale=scale(model, task, measure.unit, feature),
     )
     return Found(record, fitted, train, dev, test, right_all, right_alone)
 
@@ -150,23 +158,47 @@ def classify(model: Model, task: Task, feature: Feature) -> Classified:
     return Classified(probes, probe.right_class(probes, *test), train)
 
 
+LONG = 1000  # characters
+
+
+def scale(model: Model, task: Task, unit: int, feature: Feature, most: int = 200) -> tuple[float, float]:
+    """The 1st and the 99th percentile of a unit's values after every byte of `most` training texts, evenly spread.
+
+    Of each its first `LONG` characters: one long text should not take longer than all others.
+    """
+    places = np.linspace(0, len(task.train.texts) - 1, min(most, len(task.train.texts))).round().astype(int)
+    texts = [task.train.texts[place][:LONG] for place in places]
+    read = lambda: np.concatenate(model.trace_unit(texts, unit, feature, show_progress=True))
+    values = _kept(model, ("trace", feature, str(unit), *map(frame, texts)), read)
+    low, high = np.percentile(values.astype(np.float64), [1, 99]).tolist()
+    return low, high
+
+
 def features(model: Model, texts: Sequence[str | bytes], feature: Feature) -> Float[np.ndarray, "n hidden"]:
     """`model.encode(texts)`, kept on disk by the weights' digest, the precision, the feature and the bytes read."""
-    key = hashlib.sha256()
     read = [text if isinstance(text, bytes) else frame(text) for text in texts]
-    for part in (model.digest.encode(), model.precision.encode(), feature.encode(), *read):
+    return _kept(model, (feature, *read), lambda: model.encode(texts, feature=feature, show_progress=True))
+
+
+def _kept(
+    model: Model, what: Sequence[str | bytes], read: Callable[[], Float[np.ndarray, "..."]]
+) -> Float[np.ndarray, "..."]:
+    """What `read` gives, kept on disk by the weights' digest, the precision and `what` it is."""
+    key = hashlib.sha256()
+    for part in (model.digest, model.precision, *what):
+        part = part.encode() if isinstance(part, str) else part
         key.update(len(part).to_bytes(8, "little") + part)
     path = model.kept.features / f"{key.hexdigest()[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError):  # missing or empty: encode again
+    with contextlib.suppress(OSError, ValueError):  # missing or empty: read again
         kept = np.memmap(path, np.uint8, "r")
         if hashlib.sha256(kept[:-32].data).digest() == bytes(kept[-32:]):
             return np.load(path)
-    encoded = model.encode(texts, feature=feature, show_progress=True)
+    values = read()
     with contextlib.suppress(UserError), atomic(path) as file:  # a folder that cannot be written has no cache
-        np.save(whole := io.BytesIO(), encoded)
+        np.save(whole := io.BytesIO(), values)
         file.write(whole.getbuffer())
         file.write(hashlib.sha256(whole.getbuffer()).digest())  # behind the array, where numpy does not look
-    return encoded
+    return values
 
 
 # How a framed text, "\n TEXT ", may end. The unit is read after the last byte, so that this should not matter.
@@ -213,8 +245,11 @@ class Checkpoint(NamedTuple):
     high: float
 
 
-def over_training(model: Model, task: Task, record: UnitRecord, most: int = 1000) -> list[Checkpoint]:
-    """The unit found in a run's model at every checkpoint that is kept, on the first `most` texts of train and test.
+MOST = 1000  # texts of train and of test that every checkpoint reads
+
+
+def over_training(model: Model, task: Task, record: UnitRecord) -> list[Checkpoint]:
+    """The unit found in a run's model at every checkpoint that is kept, on the first `MOST` texts of train and test.
 
     Sign and threshold are chosen on train, at each checkpoint anew.
     """
@@ -224,7 +259,7 @@ def over_training(model: Model, task: Task, record: UnitRecord, most: int = 1000
     scored = {
         row["update"]: bits for row in run.read_metrics() if (bits := row.get("validation_bits_per_byte")) is not None
     }
-    first = lambda split: split._replace(texts=split.texts[:most], labels=split.labels[:most])
+    first = lambda split: split._replace(texts=split.texts[:MOST], labels=split.labels[:MOST])
     train, test = first(task.train), first(task.test)
     with progress.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:

@@ -4,8 +4,11 @@ As in the release of Radford et al. 2017 (arXiv 1704.01444): the strength of the
 everything else on the training split. Test labels enter accuracies only. numpy and scikit-learn, never jax.
 """
 
+import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -53,11 +56,13 @@ def fit(
     train_y: Integer[np.ndarray, "n"],
     dev_x: Float[np.ndarray, "m hidden"],
     dev_y: Integer[np.ndarray, "m"],
+    done: Callable[[float], None] = lambda count: None,
 ) -> Probe:
     """The probe with the best dev accuracy among `STRENGTHS`; the strongest penalty wins a tie.
 
     A probe that uses no unit answers the commoner class of the training texts, and competes with that dev accuracy: one
     that uses units is chosen only where it beats that. It is then what scikit-learn's default gives at its C.
+    `done(1)` is called after each fit.
 
     Labels are 0 (negative) and 1 (positive). Raises UserError where a label is missing from the training texts, where
     features are not finite, and where scikit-learn is not installed. Source: the paper release's `train_with_reg_cv`.
@@ -68,7 +73,10 @@ def fit(
     if not finite:
         raise UserError("these features are not finite numbers: the weights are damaged, or their training diverged")
     # The weakest penalty takes the longest, so it starts first.
-    fits = list(fit_each(Examples(train_x, train_y), [(None, c) for c in reversed(STRENGTHS)]))[::-1]
+    fits = []
+    for fitted in fit_each(Examples(train_x, train_y), [(None, c) for c in reversed(STRENGTHS)]):
+        fits.insert(0, fitted)
+        done(1)
     return max(fits, key=lambda fitted: accuracy(fitted, dev_x, dev_y))  # of equals, max takes the first
 
 
@@ -83,7 +91,8 @@ def fit_each(examples: Examples, wanted: Sequence[tuple[Integer[np.ndarray, "_"]
         raise UserError(MISSING) from None
     # Processes, not threads: liblinear's random state is one for the whole process.
     jobs = -1 if examples.x.size * len(wanted) > LARGE else 1
-    fits = Parallel(jobs, return_as="generator")(delayed(_fit)(*examples, *one) for one in wanted)
+    run = Parallel(jobs, return_as="generator", backend="loky", initializer=_end_with, initargs=(os.getpid(),))
+    fits = run(delayed(_fit)(*examples, *one) for one in wanted)
     yield from cast(Iterator[Probe], fits)  # joblib has no types
 
 
@@ -118,6 +127,17 @@ def _fit(
     # liblinear penalises the intercept, too: with no unit used it may be 0, which answers 0 whichever is commoner.
     intercept = float(model.intercept_[0]) if model.coef_.any() else _log_odds(y)
     return Probe(c, model.coef_[0], intercept, bool(model.n_iter_.max() < model.max_iter))
+
+
+def _end_with(program: int) -> None:
+    """In a process that the program started: end, in the midst of a fit, when the program has ended or was killed."""
+
+    def watch() -> None:
+        while os.getppid() == program:
+            time.sleep(0.2)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()  # a fit lets other threads run
 
 
 def right(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:

@@ -1,6 +1,7 @@
 """The results of an evaluation as sections: a summary, a table, pictures; printed, or put into a report."""
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,27 +16,39 @@ from jaxtyping import Bool
 from mlstm_jax.disk import atomic
 from mlstm_jax.inference.encode import Feature
 from mlstm_jax.inference.language_model import LanguageModel
+from mlstm_jax.progress import progress
 from mlstm_jax.report import heatmap, html_page, plots
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
 from mlstm_jax.sentiment.evaluation import Found, Model
 from mlstm_jax.tasks import Folds, Task
+from mlstm_jax.tasks.sets import BINARY
 from mlstm_jax.text import printable, to_bytes
 from mlstm_jax.text import show as show_text
-from mlstm_jax.unit_record import UnitRecord, describe_classes
+from mlstm_jax.unit_record import UnitRecord, describe_classes, is_weak, verdict
 
 NAMES: dict[Feature, str] = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
 SHORT = 1000  # characters of a text that is shown byte by byte
+SAMPLES = 3  # of each value of the clamp that are shown side by side
 INTERVAL = "In brackets: 95 % intervals, from resampled test texts."
 
 
+class Picture(NamedTuple):
+    """A picture that was drawn, and what draws it into another file, whose ending says in which form."""
+
+    path: Path
+    caption: str
+    draw: Callable[[Path], Path]
+
+
 class Section(NamedTuple):
-    """A part of an evaluation: words, a table with or without a header, pictures with their captions, heat maps."""
+    """A part of an evaluation: words, a table with or without a header, pictures, texts in columns, heat maps."""
 
     title: str
     words: str
     rows: list[tuple[str, ...]] = []
     header: tuple[str, ...] | None = None
-    pictures: list[tuple[Path, str]] = []
+    pictures: list[Picture] = []
+    columns: list[tuple[str, list[str]]] = []
     heat: list[str] = []
 
 
@@ -45,10 +58,18 @@ def percent(right: Bool[np.ndarray, "n"]) -> str:
     return f"{right.mean():.2%} [{low:.1%}, {high:.1%}]"
 
 
-def drawn(*pictures: tuple[Callable[[], Path], str]) -> list[tuple[Path, str]]:
-    """Draw pictures, each with its caption; one that cannot be drawn is left out, and a line says so."""
-    attempts = [(plots.attempt(draw, caption), caption) for draw, caption in pictures]
-    return [(path, caption) for path, caption in attempts if path]
+def drawn(folder: Path, *pictures: tuple[str, str, Callable[[Path], Path]]) -> list[Picture]:
+    """Draw pictures: names, captions, and what draws them. One that cannot be drawn is left out; a line says so."""
+    attempts = [
+        (plots.attempt(partial(draw, folder / f"{name}.png"), caption), caption, draw)
+        for name, caption, draw in pictures
+    ]
+    return [Picture(path, caption, draw) for path, caption, draw in attempts if path]
+
+
+def guessing(majority: float | None) -> dict[str, float]:
+    """What a picture of accuracies shows beside them."""
+    return plots.CHANCE | ({} if majority is None else {"majority": majority})
 
 
 def the_unit(model: Model, found: Found, folder: Path) -> Section:
@@ -73,9 +94,16 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
     used = f"L1 probe: {record.units_used:,} of {len(record.coefficients):,} units used, C = {record.c:g}"
     values = test.x[:, record.unit]
     name = NAMES[record.feature]
-    histogram = partial(plots.histogram, values, test.y, folder / "histogram.png", title, name, record.threshold)
-    weights = partial(plots.weights, np.array(record.coefficients), folder / "weights.png", used)
-    return Section("The unit", INTERVAL, rows, None, drawn((histogram, title), (weights, used)))
+    pictures = drawn(
+        folder,
+        (
+            "histogram",
+            title,
+            lambda path: plots.histogram(values, test.y, path, title, name, record.threshold, record.sign),
+        ),
+        ("weights", used, lambda path: plots.weights(np.array(record.coefficients), path, used)),
+    )
+    return Section("The unit", INTERVAL, rows, None, pictures)
 
 
 def rankings(found: Found, most: int = 5) -> Section:
@@ -90,21 +118,28 @@ def rankings(found: Found, most: int = 5) -> Section:
     return Section("Three rankings", words, list(zip_longest(*columns, fillvalue="")), tuple(ranked))
 
 
-def doubts(model: Model, task: Task, found: Found) -> list[Section]:
+def doubts(model: Model, task: Task, found: Found, folder: Path) -> list[Section]:
     """What speaks against the unit: random units, probes without it, other endings of a text, other features."""
     record, splits = found.record, (found.train, found.dev, found.test)
     others = len(record.coefficients) - 1
-    probed = [("all units", others + 1, percent(found.right_all)), ("the unit alone", 1, percent(found.right_alone))]
+    probed = [("all units", others + 1, found.right_all), ("the unit alone", 1, found.right_alone)]
     if others:
-        probed.append(("all without the unit", others, percent(controls.without(*splits, record.unit))))
+        probed.append(("all without the unit", others, controls.without(*splits, record.unit)))
+    rows = [(name, f"{units:,}", percent(right)) for name, units, right in probed]
+    shown = [(name, float(right.mean()), *probe.interval(right)) for name, _, right in probed]
     for k in (k for k in (1, 10, 100) if k <= others):
-        drawn = controls.random_units(*splits, record.unit, k)
-        probed.append(("random others", k, f"{drawn.mean():.2%} ± {drawn.std():.2%}"))
+        drawn_units = controls.random_units(*splits, record.unit, k)
+        mean, deviation = float(drawn_units.mean()), float(drawn_units.std())
+        rows.append(("random others", str(k), f"{mean:.2%} ± {deviation:.2%}"))
+        shown.append((f"{k} random others", mean, mean - deviation, mean + deviation))
     tops = controls.stability(found.train, record.c)
     words = (
         f"Random units: mean and standard deviation over {controls.SAMPLES} samples. {INTERVAL} Of {len(tops)} probes "
         f"on resampled training texts, {tops.count(record.unit)} have unit {record.unit} on top."
     )
+    title = f"Probes with and without unit {record.unit} on {record.task}"
+    lines = guessing(record.accuracy_majority)
+    pictures = drawn(folder, ("controls", title, lambda path: plots.accuracies(shown, path, title, lines)))
     ended = [
         (row.name, percent(row.right_all), percent(row.right_alone), f"{row.shift:+.2f}")
         for row in evaluation.endings(model, task, found)
@@ -118,8 +153,9 @@ def doubts(model: Model, task: Task, found: Found) -> list[Section]:
         Section(
             "With and without the unit",
             words,
-            [(name, f"{units:,}", accuracy) for name, units, accuracy in probed],
+            rows,
             ("probe on", "units", "test accuracy"),
+            pictures,
         ),
         Section(
             "Texts that end otherwise",
@@ -143,7 +179,8 @@ def label_efficiency(found: Found, folder: Path) -> Section:
     title = f"Unit {record.unit} and all units on {record.task}, by labelled texts"
     all_units, alone = ([(row.n, *row[first : first + 2]) for row in learnt] for first in (1, 3))
     published = plots.PUBLISHED if record.task == "sst" else {}
-    draw = partial(plots.label_efficiency, all_units, alone, folder / "label_efficiency.png", title, published)
+    lines = guessing(record.accuracy_majority)
+    draw = lambda path: plots.label_efficiency(all_units, alone, path, title, published, lines)
     show = lambda mean, deviation: f"{mean:.2%} ± {deviation:.2%}"
     rows = [(f"{row.n:,}", show(*row[1:3]), show(*row[3:5])) for row in learnt]
     words = (
@@ -151,7 +188,8 @@ def label_efficiency(found: Found, folder: Path) -> Section:
         "turns. One text, or a probe that uses no unit, answers the commoner class. The unit was found with all "
         "labels; its sign and threshold are learnt from these alone."
     )
-    return Section("Label efficiency", words, rows, ("labelled texts", "all units", "unit alone"), drawn((draw, title)))
+    header = ("labelled texts", "all units", "unit alone")
+    return Section("Label efficiency", words, rows, header, drawn(folder, ("label_efficiency", title, draw)))
 
 
 def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) -> Section:
@@ -159,12 +197,17 @@ def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) ->
     checkpoints = evaluation.over_training(model, task, record)
     columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
     title = f"Unit {record.unit} on {record.task} while it was trained"
-    draw = partial(plots.over_training, *columns, folder / "over_training.png", title)
+    commoner = np.bincount(task.train.labels).argmax()
+    lines = guessing(float(np.mean(task.test.labels[: evaluation.MOST] == commoner)))
+    draw = partial(plots.over_training, *columns, title=title, guessing=lines)
     bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
     rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
-    words = f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first 1,000 texts of train and test."
+    words = (
+        f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first {evaluation.MOST:,} texts of "
+        "train and test."
+    )
     header = ("update", "validation bits per byte", "unit alone")
-    return Section("The unit over training", words, rows, header, drawn((draw, title)))
+    return Section("The unit over training", words, rows, header, drawn(folder, ("over_training", title, draw)))
 
 
 def band(estimates: Sequence[clamp_effect.Estimate]) -> plots.Band:
@@ -180,14 +223,10 @@ def effect(model: LanguageModel, record: UnitRecord, folder: Path, num: int, len
     )
     names = list(measured[0].scores)
     title = f"Samples with unit {record.unit} held"
-    draw = partial(
-        plots.clamp_effect,
-        np.array([row.k for row in measured]),
-        {name: band([row.scores[name] for row in measured]) for name in names},
-        band([row.bits_per_byte for row in measured]),
-        folder / "clamp_effect.png",
-        title,
-    )
+    ks = np.array([row.k for row in measured])
+    scores = {name: band([row.scores[name] for row in measured]) for name in names}
+    bits = band([row.bits_per_byte for row in measured])
+    draw = lambda path: plots.clamp_effect(ks, scores, bits, path, title)
     show = lambda e: f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
     rows = [
         (f"{row.k:+g}", f"{row.value:.3g}", *(show(row.scores[name]) for name in names), show(row.bits_per_byte))
@@ -198,22 +237,32 @@ def effect(model: LanguageModel, record: UnitRecord, folder: Path, num: int, len
         f"{num} samples of {length} bytes for each value. Scorers that are not the model; rank correlation with the "
         f"clamp: {ranks}. Bits per byte under the model with no unit held: what the clamp costs in fluency."
     )
-    return Section(
-        "Does the clamp work?", words, rows, ("deviations", "value", *names, "bits per byte"), drawn((draw, title))
-    )
+    header = ("deviations", "value", *names, "bits per byte")
+    beside = [
+        (f"{row.k:+g} deviations" if row.k else "neutral", row.texts[:SAMPLES])
+        for row in measured
+        if row.k in (-3, 0, 3)
+    ]
+    pictures = drawn(folder, ("clamp_effect", title, draw))
+    return Section("Does the clamp work?", words, rows, header, pictures, beside)
 
 
 def read(model: LanguageModel, task: Task, found: Found, most: int = 3) -> Section:
-    """Test texts byte by byte: those in which the unit is highest and lowest."""
-    order = np.argsort(found.record.sign * found.test.x[:, found.record.unit], kind="stable")
-    short = [task.test.texts[i] for i in order if len(task.test.texts[i]) <= SHORT]
+    """Test texts byte by byte, with their labels: those in which the unit is highest and lowest."""
+    record, texts = found.record, task.test.texts
+    order = np.argsort(record.sign * found.test.x[:, record.unit], kind="stable").tolist()
+    short = [i for i in order if len(texts[i]) <= SHORT]
     shown = [*short[::-1][:most], *short[:most]]
-    shown_in_colour = model.heatmap(shown, task=found.record.task)
+    with progress("heat maps", 1, counted=True):
+        coloured = model.heatmap([texts[i] for i in shown], task=record.task)
+    right, wrong = "\u2713", "\u2717"  # a tick and a cross
+    sides = [BINARY[label] for label in task.test.labels.tolist()]
+    labels = [f"{right if found.right_alone[i] else wrong} {sides[i]}" for i in shown]
     words = (
         f"The {most} test texts of at most {SHORT:,} characters in which the unit ends most positive, and the {most} "
-        "in which most negative."
+        f"in which most negative. Beside them their labels, {right} where the unit agrees and {wrong} where not."
     )
-    return Section("The unit byte by byte", words, heat=[heatmap.html(*shown_in_colour)])
+    return Section("The unit byte by byte", words, heat=[heatmap.html(*coloured, labels)])
 
 
 def reproduce(model: Model, command: str) -> Section:
@@ -293,21 +342,26 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
     return Section(f"{len(task.classes)} classes", words, rows), about | numbers
 
 
-def write(parts: list[Section], title: str, path: Path) -> Path:
-    """Write all sections as one HTML page."""
+def write(parts: list[Section], title: str, record: UnitRecord, path: Path) -> Path:
+    """Write all sections as one HTML page, and its pictures as SVG beside it."""
+    page = html(parts, title, record)
     with atomic(path) as file:
-        file.write(html(parts, title).encode())
+        file.write(page.encode())
     return path
 
 
-def html(sections: list[Section], title: str) -> str:
-    """All sections as one page."""
-    blocks = []
-    for part in sections:
-        blocks.append(html_page.heading(part.title))
+def html(sections: list[Section], title: str, record: UnitRecord) -> str:
+    """All sections as one page; the verdict and the contents come first."""
+    anchors = [(part.title, re.sub(r"\W+", "-", part.title.lower()).strip("-")) for part in sections]
+    blocks = [html_page.verdict(verdict(record), is_weak(record)), html_page.contents(anchors)]
+    for part, (_, anchor) in zip(sections, anchors, strict=True):
+        blocks.append(html_page.heading(part.title, anchor))
         blocks += [html_page.paragraph(part.words)] * bool(part.words)
         blocks += [html_page.table(part.rows, part.header or ())] * bool(part.rows)
-        blocks += [html_page.picture(path, caption) for path, caption in part.pictures]
+        for path, caption, draw in part.pictures:
+            svg = plots.attempt(partial(draw, path.with_suffix(".svg")), caption)
+            blocks += [html_page.picture(svg, caption)] if svg else []
+        blocks += [html_page.columns(part.columns)] * bool(part.columns)
         blocks += part.heat
     return html_page.page(title, blocks)
 
@@ -324,5 +378,5 @@ def show(part: Section) -> None:
     console.print(table)
     if part.words:
         console.print(printable(part.words))
-    for path, _ in part.pictures:
-        print(printable(f"wrote {path}"))
+    for picture in part.pictures:
+        print(printable(f"wrote {picture.path}"))
