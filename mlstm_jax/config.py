@@ -62,6 +62,8 @@ class Config:
     row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
+    encoding: str | None = None
+    """Encoding of a file of text, as windows-1252; None takes UTF-8, and recognises UTF-16 and UTF-32."""
     on_error: Literal["skip", "fail"] = "skip"
     """Lines of a file that cannot be read: skip leaves them out and counts them, fail stops at the first."""
     shards: int = 1

@@ -135,10 +135,15 @@ def interval(right: Bool[np.ndarray, "n"], confidence: float = 0.95) -> tuple[fl
 
     n texts drawn again from n are right binomially often, so that the percentiles are exact: no draws, no seed.
     """
+    return share_interval(int(right.sum()), len(right), confidence)
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The same of any share: that of `count` in n."""
     from scipy.stats import binom
 
     ends = ((1 - confidence) / 2, (1 + confidence) / 2)
-    low, high = (float(binom.ppf(end, len(right), right.mean())) / len(right) for end in ends)
+    low, high = (float(binom.ppf(end, n, count / n)) / n for end in ends)
     return low, high
 
 

@@ -1,7 +1,7 @@
 """The value of the sentiment unit after each of many reviews."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Review(NamedTuple):
-    """A row: its source and line, what it holds, what is read of it, and its share of the bytes of the input."""
+    """A row: its source and line, what it holds, what is read of it, its share of the bytes of the input, all cells."""
 
     source: str
     line: int
@@ -23,6 +23,8 @@ class Review(NamedTuple):
     note: str | None  # why nothing is read
     framed: bytes
     share: float
+    cells: Mapping[str, Any] = {}
+    """By their columns' names; of a row that cannot be read, its line stands in the text's column."""
 
 
 def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Review]]:
