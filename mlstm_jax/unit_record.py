@@ -61,6 +61,8 @@ class UnitRecord:
     """95 % interval of `accuracy_alone`; None in older records."""
     accuracy_majority: float | None = None
     """Test accuracy of always guessing the commoner class of the training texts; None as above."""
+    threshold_by: str = "accuracy"
+    """What the threshold is the best by, on the training texts: "accuracy", "f1" or "precision=0.9"."""
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
@@ -68,7 +70,7 @@ class UnitRecord:
         if not known or not named or not 0 <= self.unit < len(self.coefficients):
             raise UserError("not a unit record")
         counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
-        words = (self.note, self.negative, self.positive)
+        words = (self.note, self.negative, self.positive, self.threshold_by)
         if not all(type(n) is int for n in counts):
             raise UserError("not a unit record")
         if not all(isinstance(word, str) for word in words):

@@ -17,6 +17,7 @@ from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import program
 from mlstm_jax.cli.program import log, note
 from mlstm_jax.errors import UserError
+from mlstm_jax.sentiment import probe
 from mlstm_jax.unit_record import UnitRecord
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
@@ -33,6 +34,7 @@ def main(
     positive: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
     negative: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
     encoding: str | None = None,
+    threshold: Annotated[str, tyro.conf.arg(metavar="accuracy|f1|precision=P")] = "accuracy",
     feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     controls: bool = False,
@@ -57,6 +59,8 @@ def main(
         positive: The labels there that are the positive class, where it is not plain (the higher number, usual words).
         negative: Those of the negative class. Texts of labels named in neither are left out.
         encoding: Encoding of a file of your own, as windows-1252; UTF-8, UTF-16 and UTF-32 are recognised.
+        threshold: What the unit's threshold is to be best by, on the training texts: accuracy, F1 of the positive class,
+            or, at that precision of the positive class (as precision=0.9), recall. `mlstm score` judges by it.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
@@ -74,6 +78,7 @@ def main(
     page = report and report / "index.html"
     if page is not None and page.exists():
         raise UserError(f"{page} is there already; name another folder with --report")
+    probe.least_precision(threshold)  # what is wrong with it is said now
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
         from mlstm_jax.sentiment import evaluation, probe, sections  # late, as they import jax: --help stays quick
@@ -83,15 +88,17 @@ def main(
         texts = labelled(task, data, text_key, label_key, positive, negative, encoding)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             further = controls or label_efficiency or over_training or clamp_effect or report
-            if further:
-                raise UserError(f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
+            if further or threshold != "accuracy":
+                raise UserError(
+                    f"{texts.name} has ten folds or many classes: it is evaluated without further tests and thresholds"
+                )
             if isinstance(texts, tasks.Folds):
                 part, numbers = sections.in_folds(model, texts, feature)
             else:
                 part, numbers = sections.of_classes(model, texts, feature)
             sections.show(part)
         else:
-            found = evaluation.find(model, texts, feature)
+            found = evaluation.find(model, texts, feature, threshold)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
             folder = report or out or model.kept.pictures(texts.name)
             parts = []

@@ -119,7 +119,8 @@ def _other_encoding(source: Source, chunk: Chunk) -> str | None:
         if line is None:
             return None
     held = f"it holds bytes that are not {source.encoding or 'UTF-8'}, which are kept as they are"
-    return f"{source.name}, line {line}: {held}; if letters look wrong, name its `encoding`, as windows-1252"
+    name = "name another `encoding`" if source.encoding else "name its `encoding`, as windows-1252"
+    return f"{source.name}, line {line}: {held}; if letters look wrong, {name}"
 
 
 def left_out(source: Source, lines: dict[str, list[int]]) -> str:

@@ -58,7 +58,8 @@ def _rows(rows: Iterator[tuple[Any, ...]], name: str) -> Iterator[tuple[int, lis
     while True:
         with _explained(name):
             some = [
-                [shown(cell.value, getattr(cell, "number_format", "")) for cell in row] for row in islice(rows, ROWS)
+                [shown(cell.value, getattr(cell, "number_format", None) or "") for cell in row]
+                for row in islice(rows, ROWS)
             ]
         for number, row in enumerate(some, start):
             while row and not row[-1]:

@@ -65,8 +65,8 @@ class Found(NamedTuple):
     """Which the unit does."""
 
 
-def find(model: Model, task: Task, feature: Feature) -> Found:
-    """The unit of a LanguageModel that tells a task's two classes apart.
+def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> Found:
+    """The unit of a LanguageModel that tells a task's two classes apart; its threshold is the best by `aim`.
 
     Every choice is made on train and dev; test labels enter what is right only.
     """
@@ -77,7 +77,7 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
     fitted = probe.fit(*train, *dev)
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
-    measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+    measure = probe.measure_unit(*train, probe.top_unit(fitted, *train), aim)
     if not probe.units_used(fitted):
         logger.warning(
             f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner "
@@ -92,6 +92,7 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         note=task.note,
         feature=feature,
         **measure._asdict(),
+        threshold_by=aim,
         c=fitted.c,
         coefficients=tuple(fitted.coefficients.tolist()),
         intercept=fitted.intercept,

@@ -20,7 +20,6 @@ from mlstm_jax.unit_record import describe_classes
 
 GROUPS = 50  # of a column that are listed
 DRAWN = 30  # that are in the picture
-ALL_BUT = 0.01  # of the values at either end leave the histogram
 
 
 def html(model: LanguageModel, tally: Tally, sources: Sequence[str], command: str) -> str:
@@ -60,18 +59,20 @@ def _value_name(tally: Tally) -> str:
 def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: Path) -> Section:
     """How good the unit is, how many reviews are positive, and a histogram of their values."""
     record, scored = tally.record, tally.scored
-    rows = [("unit", unit_record.verdict(record)), ("classes", describe_classes(record.negative, record.positive))]
-    rows += [("weights", str(model.path)), ("input", _listed(sources)), ("rows", f"{tally.rows:,}")]
-    rows.append(("with a value", f"{scored:,}"))
-    words = f"{unit_record.verdict(record)}. Whether a review is positive is the unit's guess."
+    rows = [("scored", f"{scored:,} of {tally.rows:,} rows")]
+    rows += [("classes", describe_classes(record.negative, record.positive))]
+    rows += [("weights", str(model.path)), ("input", _listed(sources))]
+    verdict = unit_record.verdict(record)
+    words = f"{verdict[0].upper()}{verdict[1:]}. Whether a review is positive is the unit's guess."
     if unit_record.is_weak(record):
         words = f"{words} This unit hardly tells positive from negative: do not rely on these figures."
     if not scored:
         return Section("Share positive", words, rows)
-    rows += [("positive", _percent(tally.positive, scored)), ("negative", _percent(scored - tally.positive, scored))]
+    shares = [("positive", tally.positive), ("negative", scored - tally.positive)]
+    rows = [(name, f"{count:,}, {_percent(count, scored)}") for name, count in shares] + rows
     words += " In brackets: 95 % intervals of the shares, from resampled reviews; the unit's own errors come on top."
-    title = f"Values of {scored:,} reviews; {2 * ALL_BUT:.0%}, the outermost at either end, are left out"
-    edges, counts = tally.histogram.bars(outside=ALL_BUT)
+    title = f"Values of {scored:,} reviews, from their 1st to their 99th percentile"
+    edges, counts = tally.histogram.bars(outside=0.01)
     value_name = _value_name(tally)
     path = folder / "histogram.png"
     draw = partial(plots.distribution, edges, counts, path, title, value_name, record.threshold, record.sign)
@@ -104,15 +105,12 @@ def _draw_means(groups: Sequence[Group], path: Path, title: str, value_name: str
 def _extremes(model: LanguageModel, tally: Tally, extremes: Sequence[Extreme], name: str) -> Section:
     """The reviews of one end, byte by byte."""
     shown = model.heatmap([extreme.review.text for extreme in extremes], task=tally.record.task)
-    rows = [
-        (str(i), tally.place(extreme.review), f"{extreme.value:.4g}", textwrap.shorten(extreme.review.text, 60))
-        for i, extreme in enumerate(extremes, 1)
-    ]
+    places = ", ".join(f"{tally.place(extreme.review)} ({extreme.value:.3g})" for extreme in extremes)
     words = (
         f"The {len(extremes)} reviews of at most {LONGEST:,} characters in which the unit ends most {name}, the most "
-        f"{name} first. Below them, the unit's value after each byte as colour."
+        f"{name} first. Their lines, and the unit's last values: {places}."
     )
-    return Section(f"Most {name}", words, rows, ("", "line", "value", "text"), heat=[heatmap.html(*shown)])
+    return Section(f"Most {name}", words, heat=[heatmap.html(*shown)])
 
 
 def _unread(tally: Tally) -> Section:

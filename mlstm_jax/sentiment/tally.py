@@ -154,8 +154,8 @@ class Column:
     def __init__(self):
         self.cells = 0
         readings: dict[str, Callable[[str], str | None]] = {
-            "month, by dates as month/day": partial(month, day_first=False),
-            "month, by dates as day/month": partial(month, day_first=True),
+            "by month, dates read as month/day": partial(month, day_first=False),
+            "by month, dates read as day/month": partial(month, day_first=True),
             "": lambda text: text[:100],
         }
         self.readings = readings
@@ -195,6 +195,8 @@ class Column:
             order = sorted(named, key=lambda key: (-named[key][0], key))
         rest = {"": "(empty)", None: "(no date)" if name else "(other values)"}
         groups = [_group(key, *named[key]) for key in order]
+        if len(by_dates) == 2 and self.sums[by_dates[0]] == self.sums[by_dates[1]]:
+            name = "by month"
         return name, groups + [_group(shown, *sums[key]) for key, shown in rest.items() if key in sums]
 
 
@@ -206,7 +208,7 @@ def _group(name: str, count: float, above: float, total: float, squares: float) 
 
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2\d{1,2}(?:\D.*)?)?", re.DOTALL)
 _YEAR_LAST = re.compile(r"(\d{1,2})([-/. ])(\d{1,2}),?\2(\d{4})(?:\D.*)?", re.DOTALL)
-_MONTHS: list[str] = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS: Sequence[str] = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 _NAMED = re.compile(rf"\b({'|'.join(_MONTHS)})[a-z]*\b", re.IGNORECASE)
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 
