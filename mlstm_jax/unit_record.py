@@ -51,7 +51,7 @@ class UnitRecord:
     accuracy_all: float
     """Of the probe on the test texts."""
     accuracy_alone: float
-    """Of the unit and its threshold on the test texts."""
+    """Of the unit alone on the test texts, with the threshold that is most accurate on the training texts."""
     units_used: int
     """Units whose coefficient is not zero."""
     negative: str = "negative"

@@ -59,8 +59,8 @@ def main(
         positive: The labels there that are the positive class, where it is not plain (the higher number, usual words).
         negative: Those of the negative class. Texts of labels named in neither are left out.
         encoding: Encoding of a file of your own, as windows-1252; UTF-8, UTF-16 and UTF-32 are recognised.
-        threshold: What the unit's threshold is to be best by, on the training texts: accuracy, F1 of the positive class,
-            or, at that precision of the positive class (as precision=0.9), recall. `mlstm score` judges by it.
+        threshold: What the threshold by which `mlstm score` judges is to be best by, on the training texts: accuracy,
+            F1 of the positive class, or its recall at a precision, as precision=0.9.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
@@ -81,7 +81,7 @@ def main(
     probe.least_precision(threshold)  # what is wrong with it is said now
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
-        from mlstm_jax.sentiment import evaluation, probe, sections  # late, as they import jax: --help stays quick
+        from mlstm_jax.sentiment import evaluation, sections  # late, as they import jax: --help stays quick
 
         model = language_model.load(run, precision=precision)
         model.require_bytes()

@@ -111,7 +111,8 @@ def main(
         model.require_bytes()
         record = model.unit_of(task)
     job = Job(found, reading, model, record, layout, min(ROWS, max(64, NUMBERS // model.hidden)), file)
-    logger.info(f"{run}: {describe_classes(record.negative, record.positive)}")
+    by_what = "" if record.threshold_by == "accuracy" else f"; threshold by {record.threshold_by}"
+    logger.info(f"{run}: {describe_classes(record.negative, record.positive)}{by_what}")
     program.announce(record)
     for name, now in score_rows.renamed(layout).items():
         logger.warning(f"the input has a column {name!r}; the added one is {now!r}")

@@ -206,13 +206,8 @@ def mutual_information(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, 
     return bits
 
 
-def measure_unit(
-    x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], unit: int, aim: str = "accuracy"
-) -> UnitMeasure:
-    """One unit's class means, deviation, threshold and one-unit logistic, from training features and both labels.
-
-    `aim` is that of `best_threshold`.
-    """
+def measure_unit(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], unit: int) -> UnitMeasure:
+    """One unit's class means, deviation, threshold and one-unit logistic, from training features and both labels."""
     values = x[:, unit].astype(np.float64)
     sign, means = int(_signs(x[:, [unit]], y)[0]), (values[y == 0].mean(), values[y == 1].mean())
     deviation = np.sqrt(np.mean((values - np.where(y == 1, means[1], means[0])) ** 2))
@@ -223,7 +218,7 @@ def measure_unit(
         mean_negative=float(means[0]),
         mean_positive=float(means[1]),
         deviation=float(deviation),
-        threshold=best_threshold(values, y, sign, aim),
+        threshold=best_threshold(values, y, sign),
         a=a,
         b=b,
     )

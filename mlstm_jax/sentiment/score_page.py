@@ -61,6 +61,7 @@ def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: P
     record, scored = tally.record, tally.scored
     rows = [("scored", f"{scored:,} of {tally.rows:,} rows")]
     rows += [("classes", describe_classes(record.negative, record.positive))]
+    rows += [("threshold", f"{record.threshold:.4g}, by {record.threshold_by} on the training texts")]
     rows += [("weights", str(model.path)), ("input", _listed(sources))]
     verdict = unit_record.verdict(record)
     words = f"{verdict[0].upper()}{verdict[1:]}. Whether a review is positive is the unit's guess."
