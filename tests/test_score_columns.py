@@ -23,11 +23,12 @@ from mlstm_jax.corpus import workbooks
 from mlstm_jax.corpus.build import build
 from mlstm_jax.corpus.columns import Keys, distinct
 from mlstm_jax.corpus.prepare import Options, prepare
-from mlstm_jax.corpus.readers import sources
+from mlstm_jax.corpus.readers import chunks, parse, sources
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.model.parameters import init
 from mlstm_jax.sentiment import score_rows
+from mlstm_jax.sentiment.scores import groups
 from mlstm_jax.tasks import from_file
 from mlstm_jax.text import to_text
 
@@ -155,6 +156,20 @@ def test_several_sources_have_the_columns_of_all_of_them_and_are_named(run, tmp_
         ["", "", "2", "y", str(two)],
         ["z", "", "", "", str(three)],
     ]
+
+
+def test_large_cells_beside_the_text_bound_the_groups_and_the_chunks(tmp_path):
+    rows = [["text", "html"], *[[f"text {i}", "x" * 100_000] for i in range(50)]]
+    for name in ("a.csv", "a.jsonl"):
+        lines = "".join(json.dumps(dict(zip(*rows[:1], row, strict=True))) + "\n" for row in rows[1:])
+        source = put(tmp_path / name, as_csv(rows) if name == "a.csv" else lines)
+        (found,) = sources([str(source)])
+        parts = list(chunks(found, 0, Keys(), 1 << 20, whole=True))
+        assert len(parts) >= 4 and sum(len(list(parse(part))) for part in parts) == 50
+        reading = score_input.begin([found], Keys(), whole=True)
+        assert [len(group) for group in groups(reading.reviews, 100, 1 << 20)] == [10] * 5
+    put(tmp_path / "~$a.csv", "of a spreadsheet program that has a.csv open")
+    assert len(sources([str(tmp_path)])) == 2
 
 
 def test_cells_that_a_spreadsheet_computes_are_safe_in_all_columns(run, tmp_path):

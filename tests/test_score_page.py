@@ -283,7 +283,10 @@ def test_options_of_the_page_that_contradict_are_refused(run, tmp_path):
 
     assert "--by goes with --report" in refused(by="when")
     assert "no column 'wen'; there are: when, text; did you mean 'when'?" in refused(by="wen", report=page)
+    assert "leave --columns text out" in refused(by="when", report=page, columns="text")
     assert "a file .html" in refused(report=tmp_path / "page.pdf")
+    with pytest.raises(UserError, match="is the page, too"):
+        score.main(run, (str(source),), out=page, report=page)
     assert "make it first" in refused(report=tmp_path / "none" / "page.html")
 
 

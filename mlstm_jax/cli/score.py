@@ -97,8 +97,9 @@ def main(
     found, keys = sources(list(inputs), encoding), Keys(text_key, label_key)
     file = None if str(out) == "-" else out
     as_json = json or KINDS.get(out.suffix.lower()) == "json"
-    _check(file, found, resume, as_json and safe_cells, report, by)
-    reading = score_input.begin(found, keys, whole=columns == "all" or by is not None)
+    _check_options(report, by, columns == "text", as_json and safe_cells)
+    _check_output(file, found, resume, report)
+    reading = score_input.begin(found, keys, whole=columns == "all")
     by = find_name(by, reading.names, found[0].name) if by is not None else None
     if columns == "text":
         layout = score_rows.narrow(reading.labelled, len(found) > 1, as_json, safe_cells)
@@ -136,20 +137,24 @@ def run(args: list[str]) -> None:
     tyro.cli(main, prog="mlstm score", args=args)
 
 
-def _check(
-    out: Path | None, found: list[Source], resume: bool, safe_json: bool, report: Path | None, by: str | None
-) -> None:
-    """Raise UserError for options that contradict each other, and for an output that cannot be."""
+def _check_options(report: Path | None, by: str | None, narrow: bool, safe_json: bool) -> None:
+    """Raise UserError for options that contradict each other, and for a page that cannot be."""
     if safe_json:
         raise UserError("--safe-cells goes with CSV; JSON lines are not computed by a spreadsheet")
     if by is not None and report is None:
         raise UserError("--by goes with --report, whose page has the means")
+    if by is not None and narrow:
+        raise UserError("--by names a column of the input; leave --columns text out")
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--report takes a file .html, not {report}")
     if report is not None and os.path.lexists(report):
         raise UserError(f"{report} is there already; name another file with --report")
     if report is not None and not report.parent.is_dir():
         raise UserError(f"no folder {report.parent}; make it first, or name another file with --report")
+
+
+def _check_output(out: Path | None, found: list[Source], resume: bool, report: Path | None) -> None:
+    """Raise UserError for an output that cannot be."""
     if out is None:
         if resume:
             raise UserError("--resume goes on with a file: name it with --out")
@@ -161,6 +166,8 @@ def _check(
         same = source.time is not None and out.exists() and os.path.samefile(source.name, out)
         if same:
             raise UserError(f"{out} is an input, too; name another file with --out")
+    if report is not None and report.absolute() == out.absolute():
+        raise UserError(f"{out} is the page, too; name another file with --out")
     suffix = out.suffix.lower()
     fits = KINDS.get(suffix, "csv") in ("csv", "json") and suffix not in COMPRESSIONS
     if not fits:
@@ -243,6 +250,10 @@ def _write_page(job: Job, tally: Tally, report: Path) -> None:
     sources = [source.name for source in job.found]
     with contextlib.redirect_stdout(sys.stderr):
         page = score_page.html(job.model, tally, sources, program.command("score", *sys.argv[1:]))
+        if os.path.lexists(report):
+            raise UserError(
+                f"{report} has appeared meanwhile; with --resume and another --report nothing is scored again"
+            )
         with atomic(report) as file:
             file.write(page.encode())
     logger.info(f"wrote {report}")

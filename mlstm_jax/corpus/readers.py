@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from mlstm_jax.corpus import line_labels, tables, workbooks
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened, require_known
-from mlstm_jax.corpus.records import keys_of_lines, line_reader
+from mlstm_jax.corpus.records import keys_of_lines, line_reader, size_of
 from mlstm_jax.corpus.tables import Row
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import to_text
@@ -202,7 +202,8 @@ def _files_in(folder: str) -> list[str]:
             if (same := _identity(os.path.join(root, name))) not in seen:
                 seen.add(same)
                 folders.append(name)
-        names += [os.path.join(root, name) for name in files if not name.startswith(".") and _kind(name)[0]]
+        kept = (name for name in files if not name.startswith((".", "~$")))  # the latter are Excel's, of open files
+        names += [os.path.join(root, name) for name in kept if _kind(name)[0]]
     return sorted(names)
 
 
@@ -328,7 +329,7 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
                 yield batch
                 batch, held = [], 0
             batch.append(row)
-            held += 100 + len(row.text)  # a tuple costs about 100 bytes
+            held += 100 + len(row.text) + size_of(row.cells)  # a tuple costs about 100 bytes
     except UserError as error:
         damage = error
     if batch:

@@ -22,25 +22,28 @@ def workbook(name: str, keys: Keys, whole: bool, log: Callable[[str], None]) -> 
     keys.
     """
     openpyxl = optional("openpyxl", name, "xlsx")
-    with _explained(name):
-        book = openpyxl.load_workbook(name, read_only=True, data_only=True)
+    with contextlib.ExitStack() as opened:
+        with _explained(name):
+            book = openpyxl.load_workbook(name, read_only=True, data_only=True)
+        opened.callback(book.close)
         sheet, *others = book.worksheets or [None]
         if sheet is None:
             raise UserError(f"{name}: there is no sheet in it")
         count = sheet.max_row or 0
         sheet.reset_dimensions()  # some programs write wrong ones
-    if others:
-        log(f"{name}: only its first sheet is read, {sheet.title!r}; there are {len(others) + 1}")
-    rows = _rows(sheet.iter_rows(), name)
-    line, header = next(rows, (1, []))
-    where = f"{name}, row {line}"
-    keys, names = find_keys(header, keys, where, "column"), distinct(header)
-    if whole:
-        report_renamed(header, names, where, log)
+        if others:
+            log(f"{name}: only its first sheet is read, {sheet.title!r}; there are {len(others) + 1}")
+        rows = _rows(sheet.iter_rows(), name)
+        line, header = next(rows, (1, []))
+        where = f"{name}, row {line}"
+        keys, names = find_keys(header, keys, where, "column"), distinct(header)
+        if whole:
+            report_renamed(header, names, where, log)
+        opened = opened.pop_all()
 
     def below() -> Iterator[Row]:
         text, label = header.index(keys.text or ""), header.index(keys.label) if keys.label else None
-        with contextlib.closing(book):
+        with opened:
             for number, row in rows:
                 if len(row) > len(header):
                     yield Row(number, "\t".join(row), None, f"{len(row)} columns, the header has {len(header)}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mlstm_jax.corpus.records import size_of
 from mlstm_jax.errors import UserError
 from mlstm_jax.unit_record import UnitRecord
 
@@ -31,7 +32,7 @@ def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Rev
     """Reviews in groups of at most `rows`, and of `size` bytes unless one has more; the input alone says where."""
     group, held = [], 0
     for review in reviews:
-        length = max(len(review.framed), len(review.text))
+        length = max(len(review.framed), len(review.text), size_of(review.cells))
         if group and (len(group) == rows or held + length > size):
             yield group
             group, held = [], 0

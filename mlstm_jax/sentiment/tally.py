@@ -94,7 +94,7 @@ class Tally:
         count, first, why = self.without.get(reason, Without(0, [], why))
         self.without[reason] = Without(count + 1, first + [self.place(review)] * (count < FIRST), why)
         if len(self.unread) < UNREAD:
-            self.unread.append(review)
+            self.unread.append(review._replace(text=review.text[:LONGEST], framed=b"", cells={}))
 
     def _add_extremes(self, group: Sequence[Review], values: Float[np.ndarray, "n"]) -> None:
         for side, heap in self._extremes.items():
@@ -106,7 +106,7 @@ class Tally:
                 if len(review.text) > LONGEST or same:
                     continue
                 order = self.rows - len(group) + i  # of equal ones the first is kept
-                entry = (float(towards[i]), -order, Extreme(review, float(values[i])))
+                entry = (float(towards[i]), -order, Extreme(review._replace(cells={}), float(values[i])))
                 (heapq.heappush if len(heap) < EXTREMES else heapq.heappushpop)(heap, entry)
 
 
