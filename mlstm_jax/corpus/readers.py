@@ -18,7 +18,7 @@ from mlstm_jax.corpus import line_labels, tables, workbooks
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened, require_known
 from mlstm_jax.corpus.records import keys_of_lines, line_reader, size_of
-from mlstm_jax.corpus.tables import Row
+from mlstm_jax.corpus.tables import NO_CELLS, Row
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import to_text
 
@@ -356,7 +356,7 @@ def parse(chunk: Chunk) -> Iterator[Row]:
             yield Row(number, kept(line), None, TOO_LONG)
         elif line and not line.isspace():
             text, label, wrong, cells = read(line)
-            yield Row(number, to_text(line) if text is None else text, label, wrong, cells if whole else {})
+            yield Row(number, to_text(line) if text is None else text, label, wrong, cells if whole else NO_CELLS)
 
 
 def _plain_text(line: bytes, layout: str | None) -> tuple[str, str | None, None, dict[str, str | None]]:

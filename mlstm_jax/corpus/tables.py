@@ -20,6 +20,9 @@ from mlstm_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+NO_CELLS: Mapping[str, Any] = {}  # of all rows that are not kept whole
+
+
 class Row(NamedTuple):
     """Line, text, label and what is wrong; of a wrong row its data for the text."""
 
@@ -27,7 +30,7 @@ class Row(NamedTuple):
     text: str
     label: str | None
     wrong: str | None
-    cells: Mapping[str, Any] = {}
+    cells: Mapping[str, Any] = NO_CELLS
     """All cells by their columns' names, where they were asked for and the row can be read."""
 
 
@@ -80,7 +83,7 @@ def separated(
             if wrong:
                 yield Row(number, kept(data), None, wrong)
             else:
-                cells = dict(zip(names, row, strict=True)) if whole else {}
+                cells = dict(zip(names, row, strict=True)) if whole else NO_CELLS
                 yield Row(number, row[text], None if label is None else row[label] or None, None, cells)
 
     return Table(keys, names, below())
@@ -116,13 +119,16 @@ def parquet(name: str, keys: Keys, whole: bool = False) -> tuple[Table, int]:
     def rows() -> Iterator[Row]:
         number = 0
         with explained(), file:
-            for batch in file.iter_batches(1024, columns=None if whole else [key for key in keys if key]):
+            for batch in file.iter_batches(
+                128 if whole else 1024, columns=None if whole else [key for key in keys if key]
+            ):
                 columns = [_objects(pyarrow, batch.column(key)) if key else [None] * len(batch) for key in keys]
-                cells = [_cells(pyarrow, column) for column in batch.columns] if whole else []
-                rows = zip(*cells, strict=True) if whole else [()] * len(batch)
+                every = [_cells(pyarrow, column) for column in batch.columns] if whole else []
+                rows = zip(*every, strict=True) if whole else [()] * len(batch)
                 for text, label, row in zip(*columns, rows, strict=True):
                     number += 1
-                    yield _row(number, text, label, keys)._replace(cells=dict(zip(names, row, strict=whole)))
+                    cells = dict(zip(names, row, strict=True)) if whole else NO_CELLS
+                    yield _row(number, text, label, keys)._replace(cells=cells)
 
     return Table(keys, names, rows()), file.metadata.num_rows
 
@@ -182,7 +188,7 @@ def dataset(source: str, keys: Keys, whole: bool = False) -> Table:
             with _told_by_tfds(source):
                 some = records.__getitems__(range(start, min(start + 1000, len(records))))
                 read: list[list[Any]] = [[record[key] if key else None for key in keys] for record in some]
-                cells = [{name: as_cell(record[name]) for name in names} if whole else {} for record in some]
+                cells = [{name: as_cell(record[name]) for name in names} if whole else NO_CELLS for record in some]
             for number, ((text, label), all_of_it) in enumerate(zip(read, cells, strict=True), start + 1):
                 row = _row(number, text, label.item() if hasattr(label, "item") else label, keys)
                 yield row._replace(cells=all_of_it)

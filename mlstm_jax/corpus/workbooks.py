@@ -9,7 +9,7 @@ from typing import Any
 
 from mlstm_jax.corpus.columns import Keys, distinct, find_keys
 from mlstm_jax.corpus.lines import optional
-from mlstm_jax.corpus.tables import Row, Table, one_line, report_renamed
+from mlstm_jax.corpus.tables import NO_CELLS, Row, Table, one_line, report_renamed
 from mlstm_jax.errors import UserError
 
 ROWS = 1000  # that are read at a time
@@ -49,7 +49,7 @@ def workbook(name: str, keys: Keys, whole: bool, log: Callable[[str], None]) -> 
                     yield Row(number, "\t".join(row), None, f"{len(row)} columns, the header has {len(header)}")
                     continue
                 row += [""] * (len(header) - len(row))
-                cells = dict(zip(names, row, strict=True)) if whole else {}
+                cells = dict(zip(names, row, strict=True)) if whole else NO_CELLS
                 yield Row(number, row[text], None if label is None else row[label] or None, None, cells)
 
     return Table(keys, names, below()), count
