@@ -18,8 +18,8 @@ from mlstm_jax.sentiment.tally import LONGEST, Extreme, Group, Tally
 from mlstm_jax.text import printable
 from mlstm_jax.unit_record import describe_classes
 
-GROUPS = 50  # of a column that are listed
-DRAWN = 30  # that are in the picture
+GROUPS = 60  # of a column that are listed; of months, the last
+DRAWN = 36  # that are in the picture
 
 
 def html(model: LanguageModel, tally: Tally, sources: Sequence[str], command: str) -> str:
@@ -91,11 +91,12 @@ def _by_column(tally: Tally, by: str, folder: Path) -> Section:
         _percent(group.positive, group.reviews),
     )
     words = "In brackets: 95 % intervals."
+    shown = lambda most: groups[-most:] if reading else groups[:most]
     if len(groups) > GROUPS:
-        words += f" The first {GROUPS} of {len(groups):,} values of the column are shown."
-    draw = partial(_draw_means, groups[:DRAWN], folder / "by.png", title, _value_name(tally))
+        words += f" The {'last' if reading else 'first'} {GROUPS} of {len(groups):,} are shown."
+    draw = partial(_draw_means, shown(DRAWN), folder / "by.png", title, _value_name(tally))
     header = (by, "reviews", "mean value", "positive")
-    return Section(f"By {by}", words, list(map(show, groups[:GROUPS])), header, drawn((draw, title)))
+    return Section(f"By {by}", words, list(map(show, shown(GROUPS))), header, drawn((draw, title)))
 
 
 def _draw_means(groups: Sequence[Group], path: Path, title: str, value_name: str) -> Path:
