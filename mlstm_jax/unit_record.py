@@ -51,7 +51,7 @@ class UnitRecord:
     accuracy_all: float
     """Of the probe on the test texts."""
     accuracy_alone: float
-    """Of the unit and its threshold on the test texts."""
+    """Of the unit alone on the test texts, with the threshold that is most accurate on the training texts."""
     units_used: int
     """Units whose coefficient is not zero."""
     negative: str = "negative"
@@ -63,6 +63,8 @@ class UnitRecord:
     """Test accuracy of always guessing the commoner class of the training texts; None as above."""
     scale: tuple[float, float] | None = None
     """The 1st and the 99th percentile of the unit's values after each byte of training texts; None in older records."""
+    threshold_by: str = "accuracy"
+    """What the threshold is the best by, on the training texts: "accuracy", "f1" or "precision=0.9"."""
 
     def __post_init__(self):
         known = self.feature in ("cell", "tanh_cell", "hidden") and self.sign in (-1, 1)
@@ -70,7 +72,7 @@ class UnitRecord:
         if not known or not named or not 0 <= self.unit < len(self.coefficients):
             raise UserError("not a unit record")
         counts = [self.unit, self.units_used] + [self.update] * (self.update is not None)
-        words = (self.note, self.negative, self.positive)
+        words = (self.note, self.negative, self.positive, self.threshold_by)
         if not all(type(n) is int for n in counts):
             raise UserError("not a unit record")
         if not all(isinstance(word, str) for word in words):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import mutual_info_score
+from sklearn.metrics import f1_score, mutual_info_score, precision_score, recall_score
 from sklearn.multiclass import OneVsRestClassifier
 
 from helpers.programs import start
@@ -296,3 +296,38 @@ def test_classes_are_fitted_as_scikit_learn_fits_them():
     assert probe.right_class(probes, *test).mean() == best.score(*test) > 0.7
     with pytest.raises(UserError, match="every class"):
         probe.fit_classes(train._replace(y=np.minimum(train.y, 1)), dev)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1)), min_size=1, max_size=12), st.sampled_from([1, -1]))
+def test_thresholds_by_f1_and_by_precision_equal_brute_force(points, sign):
+    values, labels = np.array([v for v, _ in points], np.float32), np.array([label for _, label in points])
+    at = lambda t: probe.retrieval(sign * values.astype(np.float64) > sign * t, labels)
+    every = [at(t) for t in np.arange(-6, 6.5, 0.5)]
+    if labels.any():
+        assert at(probe.best_threshold(values, labels, sign, "f1")).f1 == pytest.approx(max(r.f1 for r in every))
+    for least in (0.25, 0.5, 0.75, 1.0):
+        enough = [r for r in every if r.precision >= least]
+        aim = f"precision={least}"
+        if enough:
+            found = at(probe.best_threshold(values, labels, sign, aim))
+            assert found.precision >= least and found.recall == max(r.recall for r in enough)
+        else:
+            with pytest.raises(UserError, match=f"no threshold of precision {least:g}: the highest"):
+                probe.best_threshold(values, labels, sign, aim)
+
+
+@pytest.mark.parametrize(
+    "aim", ["", "F1", "precision", "precision=0", "precision=1.1", "precision=-1", "precision=nan"]
+)
+def test_an_aim_that_is_none_is_refused(aim):
+    with pytest.raises(UserError, match="`threshold` is accuracy, f1, or precision=P"):
+        probe.best_threshold(np.array([1.0]), np.array([1]), 1, aim)
+
+
+def test_precision_recall_and_f1_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    called, labels = rng.random(50) < 0.4, rng.integers(0, 2, 50)
+    expected = [score(labels, called) for score in (precision_score, recall_score, f1_score)]
+    assert list(probe.retrieval(called, labels)) == pytest.approx(expected)
+    assert probe.retrieval(np.zeros(3, bool), np.zeros(3, np.int64)) == (0, 0, 0)

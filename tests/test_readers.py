@@ -418,4 +418,4 @@ def test_standard_input_is_json_or_text_by_its_first_byte(monkeypatch, data, exp
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     (source,) = sources(["-"])
     assert source.name == "-" and source.size is None and source.time is None
-    assert [row for chunk in chunks(source, 0, Keys()) for row in parse(chunk)] == expected
+    assert [row[:4] for chunk in chunks(source, 0, Keys()) for row in parse(chunk)] == expected

@@ -276,7 +276,7 @@ def test_a_loose_line_is_read_as_python_reads_it(line):
     if expected and b"\n" not in line:
         row = list(parse(Chunk(0, 0, 1, "json", line, KEYS)))
         if re.match(rb"\s*\{\s*[ubr]{0,2}'", line):
-            assert row == [(1, *expected)]
+            assert [each[:4] for each in row] == [(1, *expected)]
         else:  # what is no JSON either is wrong, since JSON's escapes are not Python's
             assert row[0][3] or json.loads(to_text(line.strip()), strict=False).get("reviewText") in (row[0][1], None)
 

@@ -29,7 +29,7 @@ from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.model.parameters import init
-from mlstm_jax.sentiment import scores
+from mlstm_jax.sentiment import scores, tally
 from mlstm_jax.sentiment.scores import Review
 from mlstm_jax.text import EMPTY, frame, to_bytes, to_text
 
@@ -54,7 +54,7 @@ def scored(run, source, out, **options):
     """The rows of a source as dicts, as they are read back from what is written of it."""
     out.unlink(missing_ok=True)
     try:
-        score.main(run, (str(source),), out=out, **options)
+        score.main(run, (str(source),), out=out, **{"columns": "text"} | options)
     except UserError as error:
         assert "no row could be scored" in str(error)
     return back(out.read_bytes(), out.suffix == ".jsonl" or options.get("json"))
@@ -67,7 +67,8 @@ def back(data, as_json=False):
     header = next(rows)
     rows = [dict(zip(header, row, strict=True)) for row in rows]
     number = lambda row: {name: float(row[name]) if row[name] else None for name in ("value", "probability")}
-    return [row | {"line": int(row["line"])} | number(row) for row in rows]
+    line = lambda row: {"line": int(row["line"])} if "line" in row else {}
+    return [row | line(row) | number(row) for row in rows]
 
 
 CLASSES = "positive = positive, negative = negative"  # of a record of version 0.1
@@ -242,7 +243,7 @@ def test_progress_adds_up_to_the_bytes_of_the_input(run, tmp_path, monkeypatch):
 
 def refused(run, source, out, **options):
     with pytest.raises(UserError) as error:
-        score.main(run, (str(source),), out=out, **options)
+        score.main(run, (str(source),), out=out, **{"columns": "text"} | options)
     assert "\n" not in str(error.value)
     return explain(error.value)
 
@@ -297,7 +298,7 @@ class Killed(BaseException):
 
 def kill(run, source, out, monkeypatch, after=2, **options):
     """Leaves what a run leaves that is killed behind a group, in the midst of the next."""
-    heard, as_rows = [], score.as_rows
+    heard, as_rows = [], score.score_rows.as_rows
 
     def dying(*args):
         heard.append(1)
@@ -306,8 +307,8 @@ def kill(run, source, out, monkeypatch, after=2, **options):
         return as_rows(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(score, "as_rows", dying)
-        score.main(run, (str(source),), out=out, **options)
+        patch.setattr(score.score_rows, "as_rows", dying)
+        score.main(run, (str(source),), out=out, **{"columns": "text"} | options)
     with open(f"{out}.part", "ab") as file:
         file.write(b"half a ro")
 
@@ -317,7 +318,8 @@ def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, caps
     monkeypatch.setattr(score, "ROWS", 3)
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 5), tmp_path / name
     middle = np.median(language_model.load(run).encode(TEXTS)[:, 2])
-    monkeypatch.setattr(score, "positive", lambda values, record: values > middle)
+    for module in (score.score_rows, tally):
+        monkeypatch.setattr(module, "positive", lambda values, record: values > middle)
     rows = scored(run, source, whole := tmp_path / f"whole{out.suffix}")
     kill(run, source, out, monkeypatch)
     assert not out.exists()
@@ -325,7 +327,7 @@ def test_a_resumed_file_is_the_same_to_the_byte(run, tmp_path, monkeypatch, caps
     kill(run, source, out, monkeypatch, resume=True)
     encoded = []
     monkeypatch.setattr(score, "read", lambda *args, read=scores.read: encoded.append(1) or read(*args))
-    score.main(run, (str(source),), out=out, resume=True)
+    score.main(run, (str(source),), out=out, columns="text", resume=True)
     assert out.read_bytes() == whole.read_bytes() and len(encoded) == 9 - 4
     above = sum(row["sentiment"] == "positive" for row in rows)
     assert 0 < above < 25, "those of killed runs count, too"
@@ -360,7 +362,7 @@ def test_what_differs_from_the_killed_run_is_refused_in_one_line(run, tmp_path, 
     os.utime(source, ns=(was.st_atime_ns, was.st_mtime_ns))
     more = texts_file(tmp_path / "more.csv")
     with pytest.raises(UserError, match="another input: "):
-        score.main(run, (str(source), str(more)), out=out, resume=True)
+        score.main(run, (str(source), str(more)), out=out, columns="text", resume=True)
     assert (part.read_bytes(), state.read_bytes()) == before
     for damage in (b"", b"{}", b"[]", b'{"groups": 1, "bytes": 1e9}', b'{"groups": 1, "bytes": 99999999}'):
         state.write_bytes(damage)
@@ -377,7 +379,7 @@ def test_what_is_finished_is_said_to_be_so_by_the_same_command_alone(run, tmp_pa
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(score, "read", None)  # nothing is read again
     for _ in range(2):
-        score.main(run, (str(source),), out=out, resume=True)
+        score.main(run, (str(source),), out=out, columns="text", resume=True)
         assert capsys.readouterr().err.endswith(f"{said}, which is finished\n")
     assert "exists" in refused(run, source, out)
     assert "was made with another keys" in refused(run, source, out, resume=True, text_key="text")
@@ -389,7 +391,7 @@ def test_what_is_finished_is_said_to_be_so_by_the_same_command_alone(run, tmp_pa
     out.write_bytes(before["b.csv"][:-9] + b"X" + before["b.csv"][-8:])
     assert "is not as it was written" in refused(run, source, out, resume=True)
     out.write_bytes(before["b.csv"])
-    for damage in (b"", b"[" * 10**5, b"{}", before[".b.csv.done"].replace(b'"scored": 5', b'"scored": 0')):
+    for damage in (b"", b"[" * 10**5, b"{}", before[".b.csv.done"].replace(b'"bytes": ', b'"bytes": 1')):
         (tmp_path / ".b.csv.done").write_bytes(damage)
         assert "exists; name another file" in refused(run, source, out, resume=True)
 
@@ -415,7 +417,7 @@ def test_a_flipped_byte_of_what_is_done_is_noticed_when_it_is_resumed(run, tmp_p
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
             refused(run, source, out, resume=True)
         path.write_bytes(whole)
-    score.main(run, (str(source),), out=out, resume=True)
+    score.main(run, (str(source),), out=out, columns="text", resume=True)
 
 
 def test_a_state_of_version_0_1_without_digests_and_counts_goes_on(run, tmp_path, monkeypatch, capsys):
@@ -423,11 +425,11 @@ def test_a_state_of_version_0_1_without_digests_and_counts_goes_on(run, tmp_path
     source, out = texts_file(tmp_path / "a.csv", TEXTS * 2), tmp_path / "b.csv"
     kill(run, source, out, monkeypatch)
     printed = json.loads((tmp_path / "b.csv.part.state").read_bytes())
-    del printed["sha256"], printed["checksum"], printed["positive"]
+    del printed["sha256"], printed["checksum"]
     (tmp_path / "b.csv.part.state").write_text(json.dumps(printed))
     for _ in range(2):
-        score.main(run, (str(source),), out=out, resume=True)
-        assert f"\n10 rows, 10 scored in {out}" in capsys.readouterr().err
+        score.main(run, (str(source),), out=out, columns="text", resume=True)
+        assert "\n10 rows, 10 scored, " in (err := capsys.readouterr().err) and f" negative in {out}" in err
     scored(run, source, whole := tmp_path / "whole.csv")
     assert out.read_bytes() == whole.read_bytes()
 
@@ -477,7 +479,7 @@ def test_the_unit_is_that_of_the_only_record_and_several_are_listed(run, tmp_pat
 def test_a_run_that_was_killed_before_its_first_group_starts_again(run, tmp_path):
     source, out = texts_file(tmp_path / "a.csv"), tmp_path / "b.csv"
     put(tmp_path / "b.csv.part", b"")
-    score.main(run, (str(source),), out=out, resume=True)
+    score.main(run, (str(source),), out=out, columns="text", resume=True)
     assert len(back(out.read_bytes())) == 5 and sorted(os.listdir(tmp_path)) == [".b.csv.done", "a.csv", "b.csv"]
 
 

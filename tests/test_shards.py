@@ -58,7 +58,7 @@ def corpus(reviews, tmp_path_factory):
 def test_every_review_comes_out_once_and_as_it_went_in(reviews, corpus):
     texts, bad = [], 0
     for chunk in readers.chunks(*[(s, 0, readers.Keys()) for s in readers.sources([str(reviews)])][0]):
-        for _, text, label, wrong in readers.parse(chunk):
+        for _, text, label, wrong, _ in readers.parse(chunk):
             bad += wrong is not None
             texts += [(frame(text), label)] if wrong is None and frame(text) != EMPTY else []
     out = []

@@ -26,6 +26,7 @@ def main(
     seed: int = 0,
     text_key: str | None = None,
     label_key: str | None = None,
+    encoding: str | None = None,
     distinct: bool = False,
     on_error: Literal["quarantine", "fail"] = "quarantine",
     workers: int | None = None,
@@ -35,12 +36,13 @@ def main(
     """Frame, shuffle and write reviews into shards, with validation and test reviews set apart.
 
     Args:
-        inputs: Files (.json .jsonl .csv .tsv .parquet .txt, also .gz .bz2 .zst), folders, globs, tfds:NAME, or -.
+        inputs: Files (.json .jsonl .csv .tsv .parquet .xlsx .txt, also .gz .bz2 .zst), folders, globs, tfds:NAME, or -.
         out: The folder to write. Where a run was killed, the same command goes on.
         shards_: Training shards, of equal numbers of reviews; validation and test are one more each.
         seed: Seed of the shuffle.
         text_key: JSON key or column of the text; found by its usual names where it is not given.
         label_key: JSON key or column of the label, which is kept beside the bytes.
+        encoding: Encoding of files of text, as windows-1252; by default UTF-8, and UTF-16 and UTF-32 are recognised.
         distinct: Keep one of several reviews with the same text.
         on_error: What to do with lines that cannot be read: write them to bad_lines.jsonl, or stop at the first.
         workers: Processes; by default one for each core.
@@ -58,7 +60,7 @@ def main(
     out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
     with _spread(workers, runner, runner_options, out) as spread:
         manifest = prepare.prepare(
-            list(inputs), out, options, spread, on_error=on_error, log=program.log, progress=progress
+            list(inputs), out, options, spread, on_error=on_error, log=program.log, progress=progress, encoding=encoding
         )
     reviews, seconds = manifest["reviews"], time.monotonic() - begun
     print(

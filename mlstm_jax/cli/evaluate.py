@@ -17,6 +17,7 @@ from mlstm_jax import tasks, unit_record
 from mlstm_jax.cli import program
 from mlstm_jax.cli.program import log, note
 from mlstm_jax.errors import UserError
+from mlstm_jax.sentiment import probe
 from mlstm_jax.unit_record import UnitRecord
 
 ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
@@ -32,6 +33,8 @@ def main(
     label_key: str | None = None,
     positive: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
     negative: Annotated[str | None, tyro.conf.arg(metavar="LABEL[,LABEL...]")] = None,
+    encoding: str | None = None,
+    threshold: Annotated[str, tyro.conf.arg(metavar="accuracy|f1|precision=P")] = "accuracy",
     feature: Literal["cell", "tanh_cell", "hidden"] = "cell",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     controls: bool = False,
@@ -49,12 +52,15 @@ def main(
     Args:
         run: A run folder, or another program's weights; by default the run with the newest checkpoint.
         task: The labelled texts: sst (fetched once), imdb and rotten_tomatoes (they come with the installed packages),
-            mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet).
+            mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet .xlsx).
         data: Folder of the task's files: SST's three CSV files, instead of fetching them, or the pair of mr, cr ...
         text_key: Column or JSON key of the text in a file of your own; found by its usual names.
         label_key: Column or JSON key of the label there; two classes or more.
         positive: The labels there that are the positive class, where it is not plain (the higher number, usual words).
         negative: Those of the negative class. Texts of labels named in neither are left out.
+        encoding: Encoding of a file of your own, as windows-1252; UTF-8, UTF-16 and UTF-32 are recognised.
+        threshold: What the threshold by which `mlstm score` judges is to be best by, on the training texts: accuracy,
+            F1 of the positive class, or its recall at a precision, as precision=0.9.
         feature: What is read of the state after a text's last byte. Only a unit of the cell can be held in sampling.
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
@@ -72,24 +78,27 @@ def main(
     page = report and report / "index.html"
     if page is not None and page.exists():
         raise UserError(f"{page} is there already; name another folder with --report")
+    probe.least_precision(threshold)  # what is wrong with it is said now
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
-        from mlstm_jax.sentiment import evaluation, probe, sections  # late, as they import jax: --help stays quick
+        from mlstm_jax.sentiment import evaluation, sections  # late, as they import jax: --help stays quick
 
         model = language_model.load(run, precision=precision)
         model.require_bytes()
-        texts = labelled(task, data, text_key, label_key, positive, negative)
+        texts = labelled(task, data, text_key, label_key, positive, negative, encoding)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             further = controls or label_efficiency or over_training or clamp_effect or report
-            if further:
-                raise UserError(f"{texts.name} has ten folds or many classes: it is evaluated without further tests")
+            if further or threshold != "accuracy":
+                raise UserError(
+                    f"{texts.name} has ten folds or many classes: it is evaluated without further tests and thresholds"
+                )
             if isinstance(texts, tasks.Folds):
                 part, numbers = sections.in_folds(model, texts, feature)
             else:
                 part, numbers = sections.of_classes(model, texts, feature)
             sections.show(part)
         else:
-            found = evaluation.find(model, texts, feature)
+            found = evaluation.find(model, texts, feature, threshold)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
             folder = report or out or model.kept.pictures(texts.name)
             parts = []
@@ -138,10 +147,12 @@ def labelled(
     label_key: str | None,
     positive: str | None,
     negative: str | None,
+    encoding: str | None = None,
 ) -> tasks.Task | tasks.Folds:
     """The labelled texts of a name or a file."""
     if task in tasks.NAMES:
         options = {"text-key": text_key, "label-key": label_key, "positive": positive, "negative": negative}
+        options["encoding"] = encoding
         named = [f"--{name}" for name, value in options.items() if value is not None]
         if named:
             raise UserError(f"{' and '.join(named)}: these go with a file of your own, not with {task}")
@@ -149,7 +160,7 @@ def labelled(
     if data is not None:
         raise UserError("--data goes with sst, mr, cr, subj and mpqa; a file is named by --task alone")
     sides = [[name.strip() for name in side.split(",")] if side is not None else () for side in (positive, negative)]
-    return tasks.from_file(task, text_key, label_key, *sides)
+    return tasks.from_file(task, text_key, label_key, *sides, encoding=encoding)
 
 
 def advise(path: Path, hidden: int, record: UnitRecord) -> None:

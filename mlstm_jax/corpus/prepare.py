@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mlstm_jax.corpus import runs, shards
-from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, labels_within, sources, unchanged
+from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Digested, Part
 from mlstm_jax.disk import Unwritable, atomic, is_sealed, locked, read_json, seal, sync_files, sync_folder, unsynced
 from mlstm_jax.errors import Damaged, UserError
@@ -64,6 +64,7 @@ def prepare(
     on_error: OnError = "quarantine",
     log: Callable[[str], None] = logger.info,
     progress: Progress = lambda what, total: nullcontext(lambda count: None),
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Write the corpus folder `out`; returns its manifest, which is written last.
 
@@ -73,7 +74,7 @@ def prepare(
     """
     written = os.path.join(os.path.realpath(out), "")  # is no input, where a folder is read that `out` lies in
     is_file = lambda source: source.time is not None
-    found = [s for s in sources(inputs) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
+    found = [s for s in sources(inputs, encoding) if not (is_file(s) and os.path.realpath(s.name).startswith(written))]
     if options.shards < 1:
         raise UserError("`shards` must be at least 1")
     if not 0 <= options.seed < 2**63:
@@ -296,9 +297,7 @@ def _make_runs(
 def _chunks(item: tuple[int, Source], work: Path, keys: Keys) -> Iterator[tuple[str, Chunk]]:
     """The chunks of a source, with its name; those that have a run already come empty."""
     index, source = item
-    for chunk in chunks(source, index, keys):
-        if words := labels_within(source, chunk):
-            logger.warning(words)
+    for chunk in chunks(source, index, keys, log=logger.warning):
         made = runs.path(work, chunk).with_suffix(".json").exists()
         yield source.name, chunk._replace(payload=b"") if made else chunk
 

@@ -6,6 +6,7 @@ every line or row that is not blank is a text, an empty text, or reported as wro
 
 import glob
 import os
+import re
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -13,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlstm_jax.corpus import line_labels, tables
+from mlstm_jax.corpus import line_labels, tables, workbooks
 from mlstm_jax.corpus.columns import Keys
-from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened
-from mlstm_jax.corpus.records import keys_of_lines, line_reader
-from mlstm_jax.corpus.tables import Row
+from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened, require_known
+from mlstm_jax.corpus.records import keys_of_lines, line_reader, size_of
+from mlstm_jax.corpus.tables import NO_CELLS, Row
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import to_text
 
@@ -29,7 +30,9 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".xlsx": "xlsx",
 }
+PACKED = (".parquet", ".xlsx")  # they are compressed as they are
 KNOWN = f"{' '.join(KINDS)} (text also {' '.join(COMPRESSIONS)})"
 
 
@@ -40,6 +43,8 @@ class Source(NamedTuple):
     kind: str
     size: int | None
     time: int | None
+    encoding: str | None = None
+    """Of a file of text; None finds UTF-8, UTF-16 and UTF-32."""
 
 
 class Chunk(NamedTuple):
@@ -53,6 +58,8 @@ class Chunk(NamedTuple):
     keys: Keys
     read: int = 0
     """Bytes of the file, as it is stored, since the chunk before; together they are its size. 0 where it has none."""
+    names: tuple[str, ...] | None = None
+    """The names of all columns, of JSON those near the file's start, where rows are to be kept whole."""
 
 
 def read_texts(
@@ -60,18 +67,17 @@ def read_texts(
     key: str | None = None,
     on_error: Literal["skip", "fail"] = "fail",
     log: Callable[[str], None] = lambda line: None,
+    encoding: str | None = None,
 ) -> Iterator[str]:
     """The texts of whatever `sources` takes, in order; `key` names the text in its records.
 
     Says what is left out. Raises UserError as `sources` and `chunks` do, and for the first line that is wrong; with
     "skip" for a source more than half of whose lines are.
     """
-    for index, source in enumerate(sources([str(path)])):
+    for index, source in enumerate(sources([str(path)], encoding)):
         count, bad, why = 0, [], ""
-        for chunk in chunks(source, index, Keys(key)):
-            if words := labels_within(source, chunk):
-                log(words)
-            for line, text, _, wrong in parse(chunk):
+        for chunk in chunks(source, index, Keys(key), log=log):
+            for line, text, _, wrong, _ in parse(chunk):
                 count += 1
                 if wrong is None:
                     yield text
@@ -88,12 +94,33 @@ def read_texts(
 # Notes on a source
 
 
-def labels_within(source: Source, chunk: Chunk) -> str | None:
-    """What people should know of a text file whose lines hold labels, with its first chunk; else None."""
-    if chunk.kind == "lines" and chunk.keys.label and chunk.number == 0:
+def _labels_within(source: Source, chunk: Chunk) -> str | None:
+    """What people should know of a text file whose lines hold labels; else None."""
+    if chunk.kind == "lines" and chunk.keys.label:
         kind = f"its lines hold labels ({chunk.keys.label}); they are split off, and no part of the texts"
         return f"{source.name}: {kind}"
     return None
+
+
+_NO_TEXT = re.compile("[\udc80-\udcff]")  # bytes that are not of the encoding, as `text.to_text` keeps them
+
+
+def _other_encoding(source: Source, chunk: Chunk) -> str | None:
+    """What people should know of a chunk that holds bytes which are not of its encoding; else None."""
+    if isinstance(chunk.payload, bytes):
+        try:
+            chunk.payload.decode()
+            return None
+        except UnicodeDecodeError as error:
+            line = chunk.line + chunk.payload.count(b"\n", 0, error.start)
+    else:
+        of_text = (row.line for row in chunk.payload if not row.text.isascii() and _NO_TEXT.search(row.text))
+        line = next(of_text, None)
+        if line is None:
+            return None
+    held = f"it holds bytes that are not {source.encoding or 'UTF-8'}, which are kept as they are"
+    name = "name another `encoding`" if source.encoding else "name its `encoding`, as windows-1252"
+    return f"{source.name}, line {line}: {held}; if letters look wrong, {name}"
 
 
 def left_out(source: Source, lines: dict[str, list[int]]) -> str:
@@ -118,14 +145,15 @@ def require_most_readable(source: Source, count: int, bad: list[int], why: str) 
 # What there is to read
 
 
-def sources(inputs: list[str]) -> list[Source]:
+def sources(inputs: list[str], encoding: str | None = None) -> list[Source]:
     """Files, folders (all files of a known kind in them), patterns, "-" (standard input), "tfds:NAME[/CONFIG][:SPLIT]".
 
-    Raises UserError for a missing file, an unknown kind, an input that holds nothing, the same file twice.
+    Raises UserError for a missing file, an unknown kind or encoding, an input that holds nothing, the same file twice.
     """
     if not inputs:
         raise UserError("nothing to read; name files, folders, patterns, tfds:NAME or - for standard input")
-    found, seen = [source for item in inputs for source in _expand(item)], {}
+    require_known(encoding)
+    found, seen = [source._replace(encoding=encoding) for item in inputs for source in _expand(item)], {}
     for source in found:
         same = source.name if source.time is None else _identity(source.name)
         if same in seen:
@@ -174,7 +202,8 @@ def _files_in(folder: str) -> list[str]:
             if (same := _identity(os.path.join(root, name))) not in seen:
                 seen.add(same)
                 folders.append(name)
-        names += [os.path.join(root, name) for name in files if not name.startswith(".") and _kind(name)[0]]
+        kept = (name for name in files if not name.startswith((".", "~$")))  # the latter are Excel's, of open files
+        names += [os.path.join(root, name) for name in kept if _kind(name)[0]]
     return sorted(names)
 
 
@@ -190,7 +219,7 @@ def _file(name: str) -> Source:
 def unchanged(source: Source) -> bool:
     """Whether a file has still the size and the time with which it was found; what is no file cannot tell."""
     try:
-        return source.time is None or _file(source.name) == source
+        return source.time is None or _file(source.name)._replace(encoding=source.encoding) == source
     except OSError:
         return False
 
@@ -199,66 +228,96 @@ def _kind(name: str) -> tuple[str | None, str]:
     """A file's kind, or None, and the suffix that says so."""
     path = Path(os.path.basename(name).lower())
     inner = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-    return None if inner != path.suffix and inner == ".parquet" else KINDS.get(inner), inner or path.suffix
+    return None if inner != path.suffix and inner in PACKED else KINDS.get(inner), inner or path.suffix
 
 
 # Chunks
 
 
-def chunks(source: Source, index: int, keys: Keys, size: int = 16 << 20) -> Generator[Chunk, None, None]:
+def chunks(
+    source: Source,
+    index: int,
+    keys: Keys,
+    size: int = 16 << 20,
+    whole: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Generator[Chunk, None, None]:
     """Cut a source into chunks of about `size` bytes; where, depends on its content and on `size` alone.
 
-    Raises UserError for a file that cannot be read or lacks the keys; for one that is damaged, after all before that.
+    With `whole`, rows keep all cells. `log` is told, once each, what people should know of the source. Raises UserError
+    for a file that cannot be read or lacks the keys; for one that is damaged, after all before that.
     """
-    parts = {"parquet": _parquet, "tfds": _dataset}.get(source.kind, _file_of_lines)(source, keys, size)
-    line, before = 1, 0
-    for number, (kind, found, payload, place) in enumerate(parts):
-        line = line if isinstance(payload, bytes) else payload[0][0]
-        yield Chunk(index, number, line, kind, payload, found, place - before)
+    read = {"parquet": _parquet, "tfds": _dataset, "xlsx": _workbook}.get(source.kind, _file_of_lines)
+    line, before, untold = 1, 0, [_labels_within, _other_encoding]
+    for number, (kind, found, payload, place, names) in enumerate(read(source, keys, size, whole, log)):
+        line = line if isinstance(payload, bytes) else payload[0].line
+        names = tuple(names) if whole else None
+        chunk = Chunk(index, number, line, kind, payload, found, place - before, names)
+        for note in [*untold]:
+            if words := note(source, chunk):
+                log(words)
+                untold.remove(note)
+        yield chunk
         line += payload.count(b"\n") if isinstance(payload, bytes) else 0
         before = place
 
 
-# Kind, keys and payload of every chunk, and how much of the stored file has been read by then
-Payload = tuple[str, Keys, bytes | list[Row], int]
+class Payload(NamedTuple):
+    """Of a chunk; how much of the stored file has been read by then; names of columns, of JSON near the start."""
+
+    kind: str
+    keys: Keys
+    payload: bytes | list[Row]
+    place: int
+    names: list[str]
 
 
-def _file_of_lines(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
+def _file_of_lines(source: Source, keys: Keys, size: int, whole: bool, log: Callable[[str], None]) -> Iterator[Payload]:
     with opened(source.name) as file:
-        found = blocks(file, source.name, source.kind == "json" or source.name == "-")
+        found = blocks(file, source.name, source.kind == "json" or source.name == "-", source.encoding)
         kind = source.kind
         if kind in ("csv", "tsv"):
-            keys, rows = tables.separated(found, "\t" if kind == "tsv" else ",", keys, source.name)
+            keys, names, rows = tables.separated(found, "\t" if kind == "tsv" else ",", keys, source.name, whole, log)
             payloads = _batches(rows, size)
         else:
-            head = next(found)
+            head, names = next(found), []
             if source.name == "-" and head.lstrip().startswith(b"{"):
                 kind = "json"
             if kind == "json":
-                keys = keys_of_lines(head, keys, source.name)
+                keys, names = keys_of_lines(head, keys, source.name)
             named, why = "`text_key`" if keys.text else "`label_key`", "every line of a .txt file is a text"
             fits = kind == "json" or keys == Keys()
             if not fits:
                 raise UserError(f"{source.name}: {named} goes with JSON, CSV, TSV and Parquet; {why}")
             if kind == "lines":
                 keys = Keys(None, line_labels.layout(head))
+                names = ["text"] + ["label"] * (keys.label is not None)
             payloads = cut(chain([head], found), size)
         for payload in payloads:
-            yield kind, keys, payload, 0 if source.size is None else file.tell()
+            yield Payload(kind, keys, payload, 0 if source.size is None else file.tell(), names)
 
 
-def _parquet(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
+def _parquet(source: Source, keys: Keys, size: int, whole: bool, log: Callable[[str], None]) -> Iterator[Payload]:
     with opened(source.name):  # says what is wrong with any file
         pass
-    keys, rows, count = tables.parquet(source.name, keys)
+    (keys, names, rows), count = tables.parquet(source.name, keys, whole)
     for payload in _batches(rows, size):
-        yield source.kind, keys, payload, (source.size or 0) * payload[-1][0] // count
+        yield Payload(source.kind, keys, payload, (source.size or 0) * payload[-1].line // count, names)
 
 
-def _dataset(source: Source, keys: Keys, size: int) -> Iterator[Payload]:
-    keys, rows = tables.dataset(source.name, keys)
+def _workbook(source: Source, keys: Keys, size: int, whole: bool, log: Callable[[str], None]) -> Iterator[Payload]:
+    with opened(source.name):
+        pass
+    (keys, names, rows), count = workbooks.workbook(source.name, keys, whole, log)
     for payload in _batches(rows, size):
-        yield source.kind, keys, payload, 0
+        place = min(payload[-1].line, count) / max(1, count)  # what a sheet says of its rows need not be so
+        yield Payload(source.kind, keys, payload, int((source.size or 0) * place), names)
+
+
+def _dataset(source: Source, keys: Keys, size: int, whole: bool, log: Callable[[str], None]) -> Iterator[Payload]:
+    keys, names, rows = tables.dataset(source.name, keys, whole)
+    for payload in _batches(rows, size):
+        yield Payload(source.kind, keys, payload, 0, names)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -270,7 +329,7 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
                 yield batch
                 batch, held = [], 0
             batch.append(row)
-            held += 100 + len(row[1])  # a tuple costs about 100 bytes
+            held += 100 + len(row.text) + size_of(row.cells)  # a tuple costs about 100 bytes
     except UserError as error:
         damage = error
     if batch:
@@ -290,17 +349,17 @@ def parse(chunk: Chunk) -> Iterator[Row]:
     if isinstance(chunk.payload, list):
         yield from chunk.payload
         return
-    if chunk.kind == "json":
-        read = line_reader(chunk.keys)
-    else:
-        read = partial(line_labels.split, name=chunk.keys.label) if chunk.keys.label else _line
+    whole = chunk.names is not None
+    read = line_reader(chunk.keys, whole) if chunk.kind == "json" else partial(_plain_text, layout=chunk.keys.label)
     for number, line in enumerate(chunk.payload.split(b"\n"), chunk.line):
         if len(line) > LINE:
-            yield number, kept(line), None, TOO_LONG
+            yield Row(number, kept(line), None, TOO_LONG)
         elif line and not line.isspace():
-            text, label, wrong = read(line)
-            yield number, to_text(line) if text is None else text, label, wrong
+            text, label, wrong, cells = read(line)
+            yield Row(number, to_text(line) if text is None else text, label, wrong, cells if whole else NO_CELLS)
 
 
-def _line(line: bytes) -> tuple[str, None, None]:
-    return to_text(line.removesuffix(b"\r")), None, None
+def _plain_text(line: bytes, layout: str | None) -> tuple[str, str | None, None, dict[str, str | None]]:
+    """A line of text, its label where the file has some, nothing wrong, and both as cells."""
+    text, label = (to_text(line.removesuffix(b"\r")), None) if layout is None else line_labels.split(line, layout)[:2]
+    return text, label, None, {"text": text} | ({} if layout is None else {"label": label})

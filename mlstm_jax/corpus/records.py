@@ -3,8 +3,9 @@
 import ast
 import json
 import re
+import reprlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any
@@ -16,32 +17,37 @@ from mlstm_jax.text import to_bytes, to_text
 LITERAL = 1 << 20  # bytes of a line that Python's own parser is given: it may take 500 times as much memory
 
 
-def keys_of_lines(head: bytes, keys: Keys, name: str) -> Keys:
-    """The keys of a file by its first lines: some records lack the text, so that one alone does not say."""
+Read = tuple[str | None, str | None, str | None, dict[str, Any]]  # text, label, what is wrong, all cells if asked for
+
+
+def keys_of_lines(head: bytes, keys: Keys, name: str) -> tuple[Keys, list[str]]:
+    """The keys of a file by its first lines, and all names there: some records lack the text, one alone says little."""
     first, there = None, {}
     for number, line in enumerate(head.split(b"\n"), 1):
         record = _record(line.strip()) if line.strip() else None
         if isinstance(record, dict):
             first = first or number
             there |= dict.fromkeys(key for key in record if isinstance(key, str))
-    return find_keys(list(there), keys, f"{name}, line {first}", "key") if first else keys
+    return find_keys(list(there), keys, f"{name}, line {first}", "key") if first else keys, list(there)
 
 
-def line_reader(keys: Keys) -> Callable[[bytes], tuple[str | None, str | None, str | None]]:
-    """Reads a line that is not blank: text, label, what is wrong; the text or the last is None. Never raises."""
-    plain = _plain_record(keys)
+def line_reader(keys: Keys, whole: bool = False) -> Callable[[bytes], Read]:
+    """Reads a line that is not blank; its text, or what is wrong, is None. Never raises. `whole` keeps all cells."""
+    plain = None if whole else _plain_record(keys)
 
-    def read(line: bytes) -> tuple[str | None, str | None, str | None]:
+    def read(line: bytes) -> Read:
         line = line.strip()
         if line.startswith(b"{'") and plain and (match := plain.fullmatch(line)):
             text, label = match.groups()
-            return "" if text is None else _string(text), None if label is None else _plain_label(label), None
-        record = _record(line)
+            return "" if text is None else _string(text), None if label is None else _plain_label(label), None, {}
+        record = _record(line, exact=whole)
         if isinstance(record, str):
-            return None, None, record
+            return None, None, record, {}
+        cells = {str(key): as_cell(value) for key, value in record.items()} if whole else {}
         if keys.text is None:
-            return None, None, "no record near the file's start says where the text is; name it with `text_key`"
-        return values(record.get(keys.text), record.get(keys.label), keys)
+            nowhere = "no record near the file's start says where the text is; name it with `text_key`"
+            return None, None, nowhere, cells
+        return *values(record.get(keys.text), record.get(keys.label), keys), cells
 
     return read
 
@@ -55,6 +61,27 @@ def values(text: Any, label: Any, keys: Keys) -> tuple[str | None, str | None, s
     return text or "", _label(label), None
 
 
+def as_cell(value: Any) -> Any:
+    """A value as a cell keeps it: what JSON can hold; what it cannot, as a date, as text."""
+    if isinstance(value, bytes):
+        return to_text(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    try:
+        return json.loads(json.dumps(value, default=_as_text))
+    except (TypeError, ValueError, RecursionError):
+        return reprlib.repr(value)
+
+
+def size_of(cells: Mapping[str, Any]) -> int:
+    """Characters of a row's cells, about: what they take in memory and in a file."""
+    return sum(len(cell) if isinstance(cell, str) else len(repr(cell)) for cell in cells.values())
+
+
+def _as_text(value: Any) -> Any:
+    return to_text(value) if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def _label(value: Any) -> str | None:
     """A label as text: a text, or a number of at most 64 bits (JSON's readers differ on larger ones)."""
     if isinstance(value, bytes):
@@ -64,10 +91,10 @@ def _label(value: Any) -> str | None:
     return str(value) if isinstance(value, int | float | Decimal) and abs(value) < 2**63 else None
 
 
-def _record(line: bytes) -> dict[Any, Any] | str:
-    """The record of a stripped line, or what is wrong with it."""
+def _record(line: bytes, exact: bool = False) -> dict[Any, Any] | str:
+    """The record of a stripped line, or what is wrong with it; `exact` keeps whole numbers of any length."""
     try:
-        record = _loads()(line)
+        record = json.loads(to_text(line), strict=False) if exact else _loads()(line)
     except (ValueError, RecursionError):  # orjson refuses some that we take: NaN, raw tabs, lone surrogates, no UTF-8
         try:
             record = json.loads(to_text(line), strict=False)

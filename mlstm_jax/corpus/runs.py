@@ -58,7 +58,7 @@ def make(
     if run.with_suffix(".json").exists():
         return chunk.read
     framed, labels, bad, counts, seen = [], [], [], Counter(), set()
-    for line, text, label, wrong in parse(chunk):
+    for line, text, label, wrong, _ in parse(chunk):
         if wrong is not None:
             if on_error != "quarantine":
                 raise UserError(f"{name}, line {line}: {wrong}")

@@ -5,25 +5,52 @@ import io
 import logging
 import reprlib
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from mlstm_jax.corpus import dialects
-from mlstm_jax.corpus.columns import Keys, find_keys, has_usual_name, listed
+from mlstm_jax.corpus.columns import Keys, distinct, find_keys, has_usual_name, listed
 from mlstm_jax.corpus.dialects import recognise
 from mlstm_jax.corpus.lines import HEAD, kept, optional
-from mlstm_jax.corpus.records import values
+from mlstm_jax.corpus.records import as_cell, values
 from mlstm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Row = tuple[int, str, str | None, str | None]  # line, text, label, what is wrong; of a wrong row its data for the text
+
+NO_CELLS: Mapping[str, Any] = {}  # of all rows that are not kept whole
 
 
-def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) -> tuple[Keys, Iterator[Row]]:
-    """The keys and the rows of CSV or TSV below a header, in the dialect of its first block; blocks are whole lines.
+class Row(NamedTuple):
+    """Line, text, label and what is wrong; of a wrong row its data for the text."""
+
+    line: int
+    text: str
+    label: str | None
+    wrong: str | None
+    cells: Mapping[str, Any] = NO_CELLS
+    """All cells by their columns' names, where they were asked for and the row can be read."""
+
+
+class Table(NamedTuple):
+    """The keys by which rows are read, the names of all columns, no two equal, and the rows."""
+
+    keys: Keys
+    names: list[str]
+    rows: Iterator[Row]
+
+
+def separated(
+    blocks: Iterable[bytes],
+    delimiter: str,
+    keys: Keys,
+    name: str,
+    whole: bool = False,
+    log: Callable[[str], None] = logger.warning,
+) -> Table:
+    """CSV or TSV below a header, in the dialect of its first block; blocks are whole lines. `whole` keeps all cells.
 
     Keys that are numbers are those of columns, from 1, in a file without a header. `delimiter` is the usual one of
     such files. Raises UserError for a header without the keys.
@@ -44,7 +71,9 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
             raise UserError(f"{where}: this is a header; name a column by its name: {listed(header)}")
         header, rows = numbers, chain([first], rows)
     advice = "; if this line is a review, the file has no header: give `text_key` and `label_key` as numbers of columns"
-    keys = find_keys(header, keys, where, "column", advice)
+    keys, names = find_keys(header, keys, where, "column", advice), distinct(header)
+    if whole:
+        report_renamed(header, names, where, log)
 
     def below() -> Iterator[Row]:
         text, label = header.index(keys.text or ""), header.index(keys.label) if keys.label else None
@@ -52,15 +81,23 @@ def separated(blocks: Iterable[bytes], delimiter: str, keys: Keys, name: str) ->
             if wrong is None and len(row) != len(header):
                 wrong = f"{len(row)} columns, the header has {len(header)}"
             if wrong:
-                yield number, kept(data), None, wrong
+                yield Row(number, kept(data), None, wrong)
             else:
-                yield number, row[text], None if label is None else row[label] or None, None
+                cells = dict(zip(names, row, strict=True)) if whole else NO_CELLS
+                yield Row(number, row[text], None if label is None else row[label] or None, None, cells)
 
-    return keys, below()
+    return Table(keys, names, below())
 
 
-def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
-    """The keys, the rows and the number of rows of a Parquet file; the data of a wrong row is its value, shortened.
+def report_renamed(header: list[str], names: list[str], where: str, log: Callable[[str], None]) -> None:
+    """Say which columns have another name than in the header."""
+    renamed = [f"{old!r} is {new!r}" for old, new in zip(header, names, strict=True) if old != new]
+    if renamed:
+        log(f"{where}: columns of the same name are renamed: {listed(renamed)}")
+
+
+def parquet(name: str, keys: Keys, whole: bool = False) -> tuple[Table, int]:
+    """A Parquet file and its number of rows; the data of a wrong row is its value, shortened. `whole` keeps all cells.
 
     Raises UserError for a file that cannot be read or lacks the keys.
     """
@@ -72,27 +109,39 @@ def parquet(name: str, keys: Keys) -> tuple[Keys, Iterator[Row], int]:
         try:
             yield
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: dates beyond Python's
-            raise UserError(f"{name}: not a whole Parquet file ({_one_line(error)})") from None
+            raise UserError(f"{name}: not a whole Parquet file ({one_line(error)})") from None
 
     with explained():
         file = pyarrow.parquet.ParquetFile(name)
-    keys = find_keys(file.schema_arrow.names, keys, name, "column")
+    header = file.schema_arrow.names
+    keys, names = find_keys(header, keys, name, "column"), distinct(header)
 
     def rows() -> Iterator[Row]:
         number = 0
         with explained(), file:
-            for batch in file.iter_batches(1024, columns=[key for key in keys if key]):
+            for batch in file.iter_batches(
+                128 if whole else 1024, columns=None if whole else [key for key in keys if key]
+            ):
                 columns = [_objects(pyarrow, batch.column(key)) if key else [None] * len(batch) for key in keys]
-                for text, label in zip(*columns, strict=True):
+                every = [_cells(pyarrow, column) for column in batch.columns] if whole else []
+                rows = zip(*every, strict=True) if whole else [()] * len(batch)
+                for text, label, row in zip(*columns, rows, strict=True):
                     number += 1
-                    yield _row(number, text, label, keys)
+                    cells = dict(zip(names, row, strict=True)) if whole else NO_CELLS
+                    yield _row(number, text, label, keys)._replace(cells=cells)
 
-    return keys, rows(), file.metadata.num_rows
+    return Table(keys, names, rows()), file.metadata.num_rows
 
 
 def _row(number: int, value: Any, label: Any, keys: Keys) -> Row:
     text, label, wrong = values(value, label, keys)
-    return number, reprlib.repr(value) if text is None else text, label, wrong
+    return Row(number, reprlib.repr(value) if text is None else text, label, wrong)
+
+
+def _cells(pyarrow: ModuleType, column: Any) -> list[Any]:
+    """A column's values as cells keep them; times in full, which Python's are not."""
+    is_time = any(getattr(pyarrow.types, f"is_{kind}")(column.type) for kind in ("timestamp", "date", "time"))
+    return list(map(as_cell, _objects(pyarrow, column.cast(pyarrow.string()) if is_time else column)))
 
 
 def _objects(pyarrow: ModuleType, column: Any) -> list[Any]:
@@ -106,8 +155,8 @@ def _objects(pyarrow: ModuleType, column: Any) -> list[Any]:
 INSTEAD = "Amazon Reviews 2023 as .jsonl files works, and so does tfds:imdb_reviews"
 
 
-def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
-    """The keys and the rows of tfds:NAME[/CONFIG][:SPLIT], which is fetched where it is not there yet.
+def dataset(source: str, keys: Keys, whole: bool = False) -> Table:
+    """The set tfds:NAME[/CONFIG][:SPLIT], which is fetched where it is not there yet. `whole` keeps all cells.
 
     Raises UserError for one that cannot be read or lacks the keys.
     """
@@ -132,17 +181,19 @@ def dataset(source: str, keys: Keys) -> tuple[Keys, Iterator[Row]]:
         if not isinstance(features, tfds.features.FeaturesDict):
             raise UserError(f"{source}: its features have no names")
         records = cast(Any, builder).as_data_source(split or "train")  # its decorator hides its parameters
-    keys = find_keys(list(features), keys, source, "feature")
+    keys, names = find_keys(list(features), keys, source, "feature"), list(features)
 
     def rows() -> Iterator[Row]:
         for start in range(0, len(records), 1000):
             with _told_by_tfds(source):
                 some = records.__getitems__(range(start, min(start + 1000, len(records))))
-                cells: list[list[Any]] = [[record[key] if key else None for key in keys] for record in some]
-            for number, (text, label) in enumerate(cells, start + 1):
-                yield _row(number, text, label.item() if hasattr(label, "item") else label, keys)
+                read: list[list[Any]] = [[record[key] if key else None for key in keys] for record in some]
+                cells = [{name: as_cell(record[name]) for name in names} if whole else NO_CELLS for record in some]
+            for number, ((text, label), all_of_it) in enumerate(zip(read, cells, strict=True), start + 1):
+                row = _row(number, text, label.item() if hasattr(label, "item") else label, keys)
+                yield row._replace(cells=all_of_it)
 
-    return keys, rows()
+    return Table(keys, names, rows())
 
 
 @contextlib.contextmanager
@@ -153,9 +204,9 @@ def _told_by_tfds(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        why = f"tensorflow-datasets cannot read it without TensorFlow ({_one_line(error)})"
+        why = f"tensorflow-datasets cannot read it without TensorFlow ({one_line(error)})"
         raise UserError(f"{name}: {why}; {INSTEAD}") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return textwrap.shorten((str(error) or type(error).__name__).strip().partition("\n")[0], 300, placeholder=" ...")

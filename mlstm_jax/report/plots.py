@@ -114,6 +114,43 @@ def histogram(
     return _save(figure, path)
 
 
+def distribution(
+    edges: Float[np.ndarray, "n_plus_one"],
+    counts: Integer[np.ndarray, "n"],
+    path: Path,
+    title: str,
+    value_name: str,
+    threshold: float,
+    sign: int,
+) -> Path:
+    """Draw how many texts have which values, those on the positive side of the threshold in another colour. PNG."""
+    figure, (axes,) = _figure(title, value_name, "texts")
+    above = sign * (edges[:-1] + edges[1:]) / 2 > sign * threshold
+    for side, name, colour in ((~above, "negative", ORANGE), (above, "positive", BLUE)):
+        if side.any():
+            axes.bar(edges[:-1][side], counts[side], np.diff(edges)[side], align="edge", color=colour, label=name)
+    axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.3g}")
+    if sign < 0:
+        axes.invert_xaxis()
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def means(names: Sequence[str], band: Band, path: Path, title: str, value_name: str) -> Path:
+    """Draw the mean of each of several groups, one below the other, with its interval. PNG."""
+    figure, (axes,) = _figure(title, value_name, "")
+    figure.set_figheight(max(3.0, 1.6 + 0.28 * len(names)))
+    mean, low, high = band
+    rows = np.arange(len(names))
+    axes.hlines(rows, low, high, color=BLUE, alpha=0.5, linewidth=2)
+    axes.plot(mean, rows, "o", color=BLUE, markersize=5)
+    axes.set_yticks(
+        rows, [textwrap.shorten(printable(name), 40, placeholder="...") for name in names], parse_math=False
+    )
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    return _save(figure, path)
+
+
 def weights(coefficients: Float[np.ndarray, "hidden"], path: Path, title: str) -> Path:
     """Draw the probe's absolute coefficients by unit, the largest marked with its number."""
     figure, (axes,) = _figure(title, "unit", "absolute weight in the probe")

@@ -71,10 +71,11 @@ class Found(NamedTuple):
     """Which the unit does."""
 
 
-def find(model: Model, task: Task, feature: Feature) -> Found:
-    """The unit of a LanguageModel that tells a task's two classes apart.
+def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> Found:
+    """The unit of a LanguageModel that tells a task's two classes apart; its record's threshold is the best by `aim`.
 
-    Every choice is made on train and dev; test labels enter what is right only.
+    How good the unit is, is said of its most accurate threshold. Every choice is made on train and dev; test labels
+    enter what is right only.
     """
     train, dev, test = (
         Examples(features(model, split.texts, feature), split.labels) for split in (task.train, task.dev, task.test)
@@ -85,6 +86,7 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
     measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+    threshold = probe.best_threshold(train.x[:, measure.unit], train.y, measure.sign, aim)
     if not probe.units_used(fitted):
         logger.warning(
             f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner "
@@ -98,7 +100,8 @@ def find(model: Model, task: Task, feature: Feature) -> Found:
         task=task.name,
         note=task.note,
         feature=feature,
-        **measure._asdict(),
+        **measure._replace(threshold=threshold)._asdict(),
+        threshold_by=aim,
         c=fitted.c,
         coefficients=tuple(fitted.coefficients.tolist()),
         intercept=fitted.intercept,
@@ -224,11 +227,12 @@ class Ending(NamedTuple):
 def endings(model: Model, task: Task, found: Found) -> list[Ending]:
     """The probe and the unit on the test texts, ended in other ways (Donnelly and Roegiest 2019)."""
     record, rows = found.record, []
+    threshold = probe.best_threshold(found.train.x[:, record.unit], found.train.y, record.sign)
     before = found.test.x[:, record.unit].astype(np.float64).mean()
     for name, end in ENDINGS.items():
         x = features(model, [end(frame(text)) for text in task.test.texts], record.feature)
         values = x[:, record.unit]
-        alone = probe.unit_right(values, found.test.y, record.sign, record.threshold)
+        alone = probe.unit_right(values, found.test.y, record.sign, threshold)
         shift = (values.astype(np.float64).mean() - before) / (record.deviation or 1)
         rows.append(Ending(name, probe.right(found.probe, x, found.test.y), alone, float(shift)))
     return rows

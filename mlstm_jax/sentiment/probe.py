@@ -5,6 +5,7 @@ everything else on the training split. Test labels enter accuracies only. numpy 
 """
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -155,10 +156,15 @@ def interval(right: Bool[np.ndarray, "n"], confidence: float = 0.95) -> tuple[fl
 
     n texts drawn again from n are right binomially often, so that the percentiles are exact: no draws, no seed.
     """
+    return share_interval(int(right.sum()), len(right), confidence)
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The same of any share: that of `count` in n."""
     from scipy.stats import binom
 
     ends = ((1 - confidence) / 2, (1 + confidence) / 2)
-    low, high = (float(binom.ppf(end, len(right), right.mean())) / len(right) for end in ends)
+    low, high = (float(binom.ppf(end, n, count / n)) / n for end in ends)
     return low, high
 
 
@@ -199,10 +205,8 @@ def top_unit(probe: Probe, train_x: Float[np.ndarray, "n hidden"], train_y: Inte
 
 def accuracies_alone(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Float[np.ndarray, "hidden"]:
     """The accuracy of every unit alone, with its own sign and best threshold, on these texts."""
-    right = [
-        _right_by_threshold(sign * values.astype(np.float64), y) for values, sign in zip(x.T, _signs(x, y), strict=True)
-    ]
-    return np.array([count.max() for _, count in right]) / len(y)
+    cuts = (_cuts(sign * values.astype(np.float64), y) for values, sign in zip(x.T, _signs(x, y), strict=True))
+    return np.array([_right(cut).max() for cut in cuts]) / len(y)
 
 
 def mutual_information(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> Float[np.ndarray, "hidden"]:
@@ -240,26 +244,82 @@ def measure_unit(x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"], 
     )
 
 
-def best_threshold(values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], sign: int) -> float:
-    """The threshold of highest accuracy: midway between two neighbouring values, or 1 beyond the outermost.
+AIMS = "accuracy, f1, or precision=P with P above 0 and at most 1"
 
-    Where several are as accurate, the one that calls the most texts positive.
+
+def least_precision(aim: str) -> float | None:
+    """The P of an aim "precision=P", None for "accuracy" and "f1". Raises UserError for any other aim."""
+    if aim in ("accuracy", "f1"):
+        return None
+    found = re.fullmatch(r"precision=(0?\.\d+|1(?:\.0*)?)", aim)
+    if not found or not float(found[1]):
+        raise UserError(f"`threshold` is {AIMS}, not {aim!r}")
+    return float(found[1])
+
+
+def best_threshold(
+    values: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], sign: int, aim: str = "accuracy"
+) -> float:
+    """The best threshold by `aim`: midway between two neighbouring values, or 1 beyond the outermost.
+
+    "accuracy" and "f1" (of the positive class) take the highest; "precision=0.9" takes, of those at which at least that
+    share of the texts called positive is positive, the one that finds the most positive texts. Where several are as
+    good, the one that calls the most texts positive. Raises UserError for a precision that none reaches.
     """
-    thresholds, right = _right_by_threshold(sign * values.astype(np.float64), labels)
-    return float(sign * thresholds[np.argmax(right)])
+    cuts = _cuts(sign * values.astype(np.float64), labels)
+    called, least = np.arange(len(labels), -1, -1), least_precision(aim)
+    if least is not None:
+        precision = np.where(cuts.apart, cuts.hits / np.maximum(called, 1), 0)
+        if precision.max() < least:
+            most = f"the highest that its thresholds reach on the training texts is {precision.max():.3f}"
+            raise UserError(f"the unit has no threshold of precision {least:g}: {most}; name a lower `threshold`")
+        good = np.where(precision >= least, cuts.hits, -1)
+    elif aim == "f1":
+        good = np.where(cuts.apart, 2 * cuts.hits / (called + cuts.hits[0]), -1)
+    else:
+        good = _right(cuts)
+    return float(sign * cuts.thresholds[np.argmax(good)])
 
 
-def _right_by_threshold(
-    v: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "n_plus_one"], Integer[np.ndarray, "n_plus_one"]]:
-    """All thresholds that a unit might have, and how many texts each labels rightly, -1 where it parts equal values."""
+class _Cuts(NamedTuple):
+    """All thresholds that a unit might have; threshold k calls the k lowest texts negative."""
+
+    thresholds: Float[np.ndarray, "n_plus_one"]
+    hits: Integer[np.ndarray, "n_plus_one"]
+    """Positive texts that it calls positive."""
+    apart: Bool[np.ndarray, "n_plus_one"]
+    """Whether it is one: it does not part equal values."""
+
+
+def _cuts(v: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> _Cuts:
     order = np.argsort(v)
     v, positive = v[order], labels[order] == 1
-    # right[k]: texts labelled rightly when the k lowest are called negative and all others positive.
-    right = positive.sum() + np.concatenate([[0], np.cumsum(np.where(positive, -1, 1))])
+    hits = positive.sum() - np.concatenate([[0], np.cumsum(positive)])
     thresholds = np.concatenate([v[:1] - 1, (v[:-1] + v[1:]) / 2, v[-1:] + 1])
-    apart = np.concatenate([[True], v[:-1] < v[1:], [True]])
-    return thresholds, np.where(apart, right, -1)
+    return _Cuts(thresholds, hits, np.concatenate([[True], v[:-1] < v[1:], [True]]))
+
+
+def _right(cuts: _Cuts) -> Integer[np.ndarray, "n_plus_one"]:
+    """How many texts each threshold labels rightly, -1 where it is none."""
+    misses = cuts.hits[0] - cuts.hits
+    return np.where(cuts.apart, cuts.hits + np.arange(len(misses)) - misses, -1)
+
+
+class Retrieval(NamedTuple):
+    """How well the positive class is found: fractions; 0 where nothing is called positive."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def retrieval(called: Bool[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> Retrieval:
+    """Precision, recall and F1 of the texts that are called positive."""
+    hits, positive = int((called & (labels == 1)).sum()), int((labels == 1).sum())
+    share = lambda part, of: part / of if of else 0.0
+    return Retrieval(
+        share(hits, int(called.sum())), share(hits, positive), share(2 * hits, int(called.sum()) + positive)
+    )
 
 
 def unit_right(

@@ -1,11 +1,12 @@
 """The value of the sentiment unit after each of many reviews."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from mlstm_jax.corpus.records import size_of
 from mlstm_jax.errors import UserError
 from mlstm_jax.unit_record import UnitRecord
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Review(NamedTuple):
-    """A row: its source and line, what it holds, what is read of it, and its share of the bytes of the input."""
+    """A row: its source and line, what it holds, what is read of it, its share of the bytes of the input, all cells."""
 
     source: str
     line: int
@@ -23,13 +24,15 @@ class Review(NamedTuple):
     note: str | None  # why nothing is read
     framed: bytes
     share: float
+    cells: Mapping[str, Any] = {}
+    """By their columns' names; of a row that cannot be read, its line stands in the text's column."""
 
 
 def groups(reviews: Iterable[Review], rows: int, size: int) -> Iterator[list[Review]]:
     """Reviews in groups of at most `rows`, and of `size` bytes unless one has more; the input alone says where."""
     group, held = [], 0
     for review in reviews:
-        length = max(len(review.framed), len(review.text))
+        length = max(len(review.framed), len(review.text), size_of(review.cells))
         if group and (len(group) == rows or held + length > size):
             yield group
             group, held = [], 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from mlstm_jax import unit_record
 from mlstm_jax.disk import atomic
 from mlstm_jax.inference.encode import Feature
 from mlstm_jax.inference.language_model import LanguageModel
@@ -76,6 +77,7 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
     """What was found in one table, a histogram of the unit by label (figure 3 of the paper), the probe's weights."""
     record, test = found.record, found.test
     update = "" if record.update is None else f", update {record.update:,}"
+    called = probe.retrieval(unit_record.positive(test.x[:, record.unit], record), test.y)
     best = "the largest weight" if record.units_used else "the best alone on the training texts"
     rows = [
         ("task", f"{record.task}: {record.note}"),
@@ -89,6 +91,11 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
         ("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} ({best})"),
         ("test accuracy, that unit alone", percent(found.right_alone)),
         ("test accuracy, majority class", f"{record.accuracy_majority:.2%}"),
+        ("its threshold", f"{record.threshold:.4g}, the best on the training texts by {record.threshold_by}"),
+        (
+            f"test texts it calls {record.positive}",
+            f"precision {called.precision:.1%}, recall {called.recall:.1%}, F1 {called.f1:.1%}",
+        ),
     ]
     title = f"Unit {record.unit} ({record.sign:+d}) on the {len(test.y):,} test texts of {record.task}"
     used = f"L1 probe: {record.units_used:,} of {len(record.coefficients):,} units used, C = {record.c:g}"

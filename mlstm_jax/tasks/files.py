@@ -20,7 +20,6 @@ from mlstm_jax.corpus.readers import (
     Source,
     cannot_be_read,
     chunks,
-    labels_within,
     left_out,
     parse,
     require_most_readable,
@@ -62,6 +61,7 @@ def from_file(
     label_key: str | None = None,
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
+    encoding: str | None = None,
 ) -> Task:
     """The labelled texts of a CSV, TSV, JSON lines or Parquet file, split 80 / 10 / 10 by a hash of the text.
 
@@ -69,10 +69,10 @@ def from_file(
     of tensorflow-datasets; where there is no dev, a tenth of train is. No two splits share a framed text. Classes are
     the labels as text, sorted, as numbers where all are; of two, the positive one is second, which is the higher number
     or what the usual words say (`polarity`). `positive` and `negative` name the labels of two classes, each one or
-    several; rows of all others are left out, and where one is not named it is the only other label. One line on stderr
-    counts what is left out: rows that are bad, without label or text, duplicates, and train texts that are in dev or
-    test. Raises UserError for what cannot be read, for no label, one class, more than 100, two of which it is not known
-    which is positive, and too few texts of a class.
+    several; rows of all others are left out, and where one is not named it is the only other label. `encoding` is that
+    of files of text. One line on stderr counts what is left out: rows that are bad, without label or text, duplicates,
+    and train texts that are in dev or test. Raises UserError for what cannot be read, for no label, one class, more
+    than 100, two of which it is not known which is positive, and too few texts of a class.
     """
     keys, where = Keys(text_key, label_key), str(path)
     if where.startswith("tfds:"):
@@ -81,9 +81,9 @@ def from_file(
         (train,), (test,) = (sources([f"{where}:{split}"]) for split in ("train", "test"))
         found = {"test": test, "train": train}
     elif Path(path).is_dir():
-        found = _files_of(Path(path))
+        found = _files_of(Path(path), encoding)
     else:
-        files = sources([where])
+        files = sources([where], encoding)
         if len(files) != 1:
             raise UserError(f"{where} matches {len(files)} files; name one, or a folder with {TRIPLE}")
         found = {"all": files[0]}
@@ -111,9 +111,9 @@ def from_file(
     return Task(_name(where), f"{sizes}, {kind}", **splits, classes=names)
 
 
-def _files_of(folder: Path) -> dict[str, Source]:
+def _files_of(folder: Path, encoding: str | None) -> dict[str, Source]:
     found = {}
-    for source in sources([str(folder)]):
+    for source in sources([str(folder)], encoding):
         file = Path(source.name)
         split = SPLITS.get(file.name.partition(".")[0].lower())
         if split and file.parent == folder:
@@ -139,9 +139,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
     for chunk in _headed(source, keys):
         if chunk.kind == "lines" and not chunk.keys.label:
             raise UserError(plain)
-        if words := labels_within(source, chunk):
-            logger.warning(words)
-        for line, text, label, wrong in parse(chunk):
+        for line, text, label, wrong, _ in parse(chunk):
             count += 1
             if wrong:
                 why = why or wrong
@@ -165,7 +163,7 @@ def _labelled(source: Source, keys: Keys) -> Read:
 def _headed(source: Source, keys: Keys) -> Iterator[Chunk]:
     """The chunks; of a CSV or TSV file whose first line does not fit it is said what such a line is for."""
     try:
-        yield from chunks(source, 0, keys)
+        yield from chunks(source, 0, keys, log=logger.warning)
     except UserError as error:
         if source.kind in ("csv", "tsv") and str(error).startswith(f"{source.name}, line 1: "):
             raise UserError(f"{error}; a file's first line names its columns, as in text,label") from None
