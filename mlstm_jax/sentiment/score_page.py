@@ -3,7 +3,6 @@
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def html(model: LanguageModel, tally: Tally, sources: Sequence[str], command: st
         if tally.unread:
             parts.append(_unread(tally))
         parts.append(sections.reproduce(model, command))
-        return sections.html(parts, title)
+        return sections.html(parts, title, tally.record)
 
 
 def _listed(sources: Sequence[str]) -> str:
@@ -63,8 +62,7 @@ def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: P
     rows += [("classes", describe_classes(record.negative, record.positive))]
     rows += [("threshold", f"{record.threshold:.4g}, by {record.threshold_by} on the training texts")]
     rows += [("weights", str(model.path)), ("input", _listed(sources))]
-    verdict = unit_record.verdict(record)
-    words = f"{verdict[0].upper()}{verdict[1:]}. Whether a review is positive is the unit's guess."
+    words = "Whether a review is positive is the unit's guess."
     if unit_record.is_weak(record):
         words = f"{words} This unit hardly tells positive from negative: do not rely on these figures."
     if not scored:
@@ -75,9 +73,8 @@ def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: P
     title = f"Values of {scored:,} reviews, from their 1st to their 99th percentile"
     edges, counts = tally.histogram.bars(outside=0.01)
     value_name = _value_name(tally)
-    path = folder / "histogram.png"
-    draw = partial(plots.distribution, edges, counts, path, title, value_name, record.threshold, record.sign)
-    return Section("Share positive", words, rows, None, drawn((draw, title)))
+    draw = lambda path: plots.distribution(edges, counts, path, title, value_name, record.threshold, record.sign)
+    return Section("Share positive", words, rows, None, drawn(folder, ("histogram", title, draw)))
 
 
 def _by_column(tally: Tally, by: str, folder: Path) -> Section:
@@ -94,9 +91,9 @@ def _by_column(tally: Tally, by: str, folder: Path) -> Section:
     shown = lambda most: groups[-most:] if reading else groups[:most]
     if len(groups) > GROUPS:
         words += f" The {'last' if reading else 'first'} {GROUPS} of {len(groups):,} are shown."
-    draw = partial(_draw_means, shown(DRAWN), folder / "by.png", title, _value_name(tally))
+    draw = lambda path: _draw_means(shown(DRAWN), path, title, _value_name(tally))
     header = (by, "reviews", "mean value", "positive")
-    return Section(f"By {by}", words, list(map(show, shown(GROUPS))), header, drawn((draw, title)))
+    return Section(f"By {by}", words, list(map(show, shown(GROUPS))), header, drawn(folder, ("by", title, draw)))
 
 
 def _draw_means(groups: Sequence[Group], path: Path, title: str, value_name: str) -> Path:
