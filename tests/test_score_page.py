@@ -208,7 +208,7 @@ def test_the_page_says_what_was_counted_and_shows_the_extremes(run, tmp_path, ca
         "Most negative",
         "Rows that could not be read",
     ]
-    assert page.parts["p"][0].startswith(f"S{unit_record.verdict(record)[1:]}. ")
+    assert page.parts["p"][0] == unit_record.verdict(record)
     low, high = probe.share_interval(3, 5)
     assert rows["positive"] == [f"3, 60.0% [{low:.1%}, {high:.1%}]"] and rows["scored"] == ["5 of 7 rows"]
     assert rows["classes"] == ["positive = 4 or 5, negative = 1 or 2"] and "by f1" in rows["threshold"][0]
