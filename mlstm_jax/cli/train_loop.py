@@ -65,6 +65,10 @@ def is_finished(run: Run, config: Config, named: Named) -> bool:
     saved = checkpoint.saved_meta(run)
     if saved is None or saved.update < saved.end or saved.update != run.steps()[-1]:
         return False
+    try:
+        run.read_config()
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # lost or damaged: it is written again where the run is opened
     require_same_run(run, of_weights(config, saved.config.model, named.sizes) if config.init else config, saved)
     if processes.is_first_named(config):
         say_finished(run, saved.update)
