@@ -123,7 +123,7 @@ def distribution(
     threshold: float,
     sign: int,
 ) -> Path:
-    """Draw how many texts have which values, those on the positive side of the threshold in another colour. PNG."""
+    """Draw how many texts have which values, those on the positive side of the threshold in another colour."""
     figure, (axes,) = _figure(title, value_name, "texts")
     above = sign * (edges[:-1] + edges[1:]) / 2 > sign * threshold
     for side, name, colour in ((~above, "negative", ORANGE), (above, "positive", BLUE)):
@@ -137,7 +137,7 @@ def distribution(
 
 
 def means(names: Sequence[str], band: Band, path: Path, title: str, value_name: str) -> Path:
-    """Draw the mean of each of several groups, one below the other, with its interval. PNG."""
+    """Draw the mean of each of several groups, one below the other, with its interval."""
     figure, (axes,) = _figure(title, value_name, "")
     figure.set_figheight(max(3.0, 1.6 + 0.28 * len(names)))
     mean, low, high = band

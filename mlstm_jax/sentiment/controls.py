@@ -76,7 +76,7 @@ def label_efficiency(
     The paper's figure 2.
     """
     sizes, total = _sizes(len(train.y)), len(train.y)
-    majority = float(np.mean(test.y == np.bincount(train.y).argmax()))
+    majority = probe.majority(train.y, test.y)
     orders = [_by_turns(train.y, np.random.default_rng((seed, draw))) for draw in range(samples)]
     drawn = [[order[:n] for order in (orders if n < total else orders[:1])] for n in sizes]
     both = [rows for of_size in drawn for rows in of_size if len(set(train.y[rows])) == 2]

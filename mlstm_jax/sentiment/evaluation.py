@@ -111,7 +111,7 @@ def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> F
         negative=task.classes[0],
         positive=task.classes[1],
         interval_alone=probe.interval(right_alone),
-        accuracy_majority=float(np.mean(test.y == np.bincount(train.y).argmax())),
+        accuracy_majority=probe.majority(train.y, test.y),
         scale=scale(model, task, measure.unit, feature),
     )
     return Found(record, fitted, train, dev, test, right_all, right_alone)

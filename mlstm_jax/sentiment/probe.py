@@ -146,6 +146,11 @@ def right(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray,
     return (x @ probe.coefficients + probe.intercept > 0) == (y == 1)
 
 
+def majority(train_y: Integer[np.ndarray, "n"], test_y: Integer[np.ndarray, "m"]) -> float:
+    """Fraction of test texts that are of the commonest class of the training texts: what always guessing it reaches."""
+    return float(np.mean(test_y == np.bincount(train_y).argmax()))
+
+
 def accuracy(probe: Probe, x: Float[np.ndarray, "n hidden"], y: Integer[np.ndarray, "n"]) -> float:
     """Fraction of texts that the probe labels rightly."""
     return float(np.mean(right(probe, x, y)))

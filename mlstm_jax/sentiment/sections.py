@@ -204,8 +204,7 @@ def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) ->
     checkpoints = evaluation.over_training(model, task, record)
     columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
     title = f"Unit {record.unit} on {record.task} while it was trained"
-    commoner = np.bincount(task.train.labels).argmax()
-    lines = guessing(float(np.mean(task.test.labels[: evaluation.MOST] == commoner)))
+    lines = guessing(probe.majority(task.train.labels, task.test.labels[: evaluation.MOST]))
     draw = partial(plots.over_training, *columns, title=title, guessing=lines)
     bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
     rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
@@ -320,7 +319,7 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
     done = evaluation.classify(model, task, feature)
     bits = probe.mutual_information(*done.train)
     tops = np.argsort(-bits, kind="stable")[:5].tolist()
-    majority = float(np.mean(task.test.labels == np.bincount(task.train.labels).argmax()))
+    majority = probe.majority(task.train.labels, task.test.labels)
     top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
     shown = lambda name: printable(show_text(to_bytes(name)))
     best = lambda p: "" if probe.units_used(p) else " (the best alone on the training texts; the probe uses no unit)"
