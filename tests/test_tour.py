@@ -65,7 +65,7 @@ def test_every_command_of_a_tour_runs(small, run_here, tour):
         ended = run_here(f"mlstm {name}", *arguments, *SHRUNK.get(name, "").split())
         assert ended.status == 0, (command, ended.err)
     written = {
-        "Analyst": ["scored.csv"],
+        "Analyst": ["scored.csv", "scored.html"],
         "Teacher": ["words.html"],
         "Researcher": ["report/index.html"],
         "Fine": ["runs/mine/config.json", "mine/model.safetensors"],
