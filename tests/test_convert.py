@@ -137,6 +137,26 @@ def test_bfloat16_safetensors_open_as_the_numbers_they_hold(lm, tmp_path):
         assert again.params[name].dtype == jnp.float32
 
 
+def test_weights_are_written_in_bfloat16_at_half_the_size_and_keep_the_records_of_what_they_hold(
+    lm, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unit_record.save(record(lm), lm.record_dir)
+    for dtype in ("float32", "bfloat16"):
+        lm.save(tmp_path / dtype, dtype=dtype)
+    size = lambda dtype: (tmp_path / dtype / "model.safetensors").stat().st_size
+    half = mlstm_jax.load(tmp_path / "bfloat16")
+    assert size("bfloat16") < 0.6 * size("float32") and half.digest != lm.digest
+    for name, array in lm.params.items():
+        np.testing.assert_array_equal(half.params[name], array.astype(jnp.bfloat16).astype(jnp.float32))
+    assert (tmp_path / "float32/units/sst.json").exists() and not (tmp_path / "bfloat16/units").exists()
+    unit_record.save(record(half), half.record_dir)
+    half.save(tmp_path / "again", dtype="bfloat16")
+    assert mlstm_jax.load(tmp_path / "again").unit == record(half) and size("again") == size("bfloat16")
+    with pytest.raises(UserError, match="goes with safetensors"):
+        lm.save(tmp_path / "openai", "openai", dtype="bfloat16")
+
+
 def test_weights_that_do_not_fit_are_one_clear_line(golden, tmp_path):
     for number in range(15):
         (tmp_path / f"{number}.npy").write_bytes((golden / "openai" / "model" / f"{number}.npy").read_bytes())

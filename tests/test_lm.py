@@ -1,6 +1,7 @@
 """What a user holds: features, traces, logits, samples, weights in and out. Laws, not figures."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mlstm_jax import unit_record
 from mlstm_jax.cli.program import explain
 from mlstm_jax.config import ModelConfig
 from mlstm_jax.errors import UserError
-from mlstm_jax.inference import encode, generate
+from mlstm_jax.inference import encode, generate, language_model
 from mlstm_jax.inference.language_model import LanguageModel
 from mlstm_jax.model import parameters
 from mlstm_jax.text import frame
@@ -363,8 +364,29 @@ def test_a_model_describes_itself(lm, planted):
     assert repr(model).endswith(f"{lm.precision}, update 1,200, 1.235 bits per byte on validation text>")
 
 
+def test_the_model_of_the_package_opens_by_name_and_where_there_is_no_run(planted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(language_model, "PRETRAINED", tmp_path / "package")
+    planted.save(tmp_path / "package")
+    caplog.set_level("INFO")
+    for path in (None, "pretrained", Path("pretrained")):
+        assert mlstm_jax.load(path).digest == planted.digest
+    assert "no run in runs/: using the model that comes with the package" in caplog.text
+    shipped = mlstm_jax.load("pretrained")
+    record = planted.unit
+    assert shipped.unit == record
+    newer = dataclasses.replace(record, threshold=0.25)
+    unit_record.save(newer, shipped.record_dir)  # of an evaluation since
+    assert shipped.unit == newer and shipped.unit_of("sst") == newer
+    assert json.loads((tmp_path / "package/units/sst.json").read_text())["threshold"] == record.threshold
+    LanguageModel(parameters.init(ModelConfig(hidden=8, embed=4), 0), tmp_path).save(tmp_path / "pretrained")
+    assert mlstm_jax.load("pretrained").hidden == 8
+
+
 def test_without_a_path_the_run_with_the_newest_checkpoint_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(language_model, "PRETRAINED", tmp_path / "none")
     with pytest.raises(UserError, match="no run with a checkpoint in runs/") as error:
         mlstm_jax.load()
     assert explain(error.value).endswith("or train one; try: python train.py")

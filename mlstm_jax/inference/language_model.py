@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
@@ -34,6 +35,7 @@ from mlstm_jax.weights import formats
 logger = logging.getLogger(__name__)
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the model that comes with the package
 SHOWN = 5  # of what is no text, how many are named
 
 
@@ -52,14 +54,14 @@ def load(
 ) -> "LanguageModel":
     """Open a run folder or another program's weights (format detected); None opens the run with the newest checkpoint.
 
-    Of a run, the checkpoint of `update`, or the newest one. Matrix products are of `precision`, whatever the weights
-    were trained in; "auto" is the device's. Raises UserError where there is nothing to open.
+    "pretrained" is the model that comes with the package; so is None where there is no run in runs/. Of a run, the
+    checkpoint of `update`, or the newest one. Matrix products are of `precision`, whatever the weights were trained in;
+    "auto" is the device's. Raises UserError where there is nothing to open.
     """
     chosen = None if precision == "auto" else precision
-    if path is None:
-        path = newest_run().path
-        logger.info(f"using {path}, the run with the newest checkpoint")
-    path = Path(path)
+    path = _newest() if path is None else Path(path)
+    if path == Path("pretrained") and not path.exists():
+        path = PRETRAINED
     run = Run(path)
     if not run.exists():
         if update is not None:
@@ -80,6 +82,24 @@ def load(
     bits = meta.validation_bits_per_byte
     about = {"update": update, "validation_bits_per_byte": bits, "trained_on": data}
     return LanguageModel(params, path, is_run=True, precision=chosen, **about)
+
+
+def _newest() -> Path:
+    """The run with the newest checkpoint; where there is none, the model that comes with the package."""
+    try:
+        path = newest_run().path
+    except UserError:
+        if not PRETRAINED.exists():
+            raise
+        logger.info("no run in runs/: using the model that comes with the package (pretrained)")
+        return PRETRAINED
+    logger.info(f"using {path}, the run with the newest checkpoint")
+    return path
+
+
+def _rounded(params: Params) -> Params:
+    """Parameters as bfloat16 holds them, in float32."""
+    return {name: array.astype(jnp.bfloat16).astype(jnp.float32) for name, array in params.items()}
 
 
 def _listed(texts: Iterable[Any]) -> list[str | bytes]:
@@ -145,11 +165,14 @@ class LanguageModel:
         """Where records of found units lie: beside our own weights, saved ones too, and where pictures are `kept`."""
         beside = self.path if self.path.is_dir() else self.path.parent
         ours = self.is_run or (beside / "config.json").is_file()
-        return list(dict.fromkeys([Run(beside).unit_records] * ours + [self.kept.unit_records]))
+        found = list(dict.fromkeys([Run(beside).unit_records] * ours + [self.kept.unit_records]))
+        return found[::-1] if self.path == PRETRAINED else found  # nothing is written into the package
 
     @property
     def record_dir(self) -> Path:
         """Where records of found units are written: the first of `record_dirs` where that can be."""
+        if self.path == PRETRAINED:
+            return self.kept.unit_records
         return next((found for found in self.record_dirs if os.access(found.parent, os.W_OK)), self.record_dirs[-1])
 
     @property
@@ -336,22 +359,25 @@ class LanguageModel:
             raise UserError(f"`sentiment` holds unit {record.unit}, and so does `clamp`")
         return {record.unit: unit_record.clamp_value(record, sentiment)}
 
-    def save(self, path: str | Path, format: formats.Format = "safetensors") -> None:
+    def save(self, path: str | Path, format: formats.Format = "safetensors", dtype: Precision = "float32") -> None:
         """Write the weights into a new folder: "openai" (0.npy ... 14.npy), "seed" (model.npy) or "safetensors".
 
-        The last comes with config.json, a model card and the records of found units, ready for a model hub.
+        The last comes with config.json, a model card and the records of found units, ready for a model hub. In
+        bfloat16, which it alone takes, it is half as large; weights that this rounds are others, and have no records.
         """
-        path, records = Path(path), unit_record.found(self.record_dirs, self.digest)
+        params = self.params if dtype == "float32" else _rounded(self.params)
+        digest = checkpoint.digest(params)
+        path, records = Path(path), unit_record.found(self.record_dirs, digest)
         about = {
             "library": "mlstm_jax",
             "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
             "parameters": sum(array.size for array in self.params.values()),
-            "digest": self.digest,
+            "digest": digest,
             "trained_on": self.trained_on,
             "update": self.update,
             "validation_bits_per_byte": self.validation_bits_per_byte,
         }
-        formats.write(self.params, path, format, about, records)
+        formats.write(params, path, format, about, records, dtype)
 
     def _clamp(self, clamp: Clamp | None) -> Held | None:
         """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""

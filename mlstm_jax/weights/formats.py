@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from mlstm_jax import unit_record
+from mlstm_jax.config import Precision
 from mlstm_jax.disk import LFS, is_sealed, read_json, refuse_pointer, seal, sync_files, sync_folder
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.model.parameters import Params
@@ -305,11 +306,18 @@ def about(path: Path) -> About:
     return found._replace(validation_bits_per_byte=None if bits is None else float(bits))
 
 
-def write(params: Params, path: Path, format: Format, about: dict[str, Any], records: Sequence[UnitRecord]) -> None:
+def write(
+    params: Params,
+    path: Path,
+    format: Format,
+    about: dict[str, Any],
+    records: Sequence[UnitRecord],
+    dtype: Precision = "float32",
+) -> None:
     """Write a new folder in the given format, whole or not at all; UserError where there is something already.
 
     `about` is what is known of the weights; safetensors come with it as config.json and as a model card, and with the
-    records of found units.
+    records of found units. Of bfloat16, the parameters are those that it holds.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; name a new folder")
@@ -318,7 +326,9 @@ def write(params: Params, path: Path, format: Format, about: dict[str, Any], rec
     of_bytes = len(params["embed"]) == len(params["out_b"]) == 256
     if not of_bytes and format != "safetensors":
         raise UserError(f"a {format} folder holds models of bytes only; use safetensors")
-    held = {name: np.asarray(array) for name, array in params.items()}
+    if dtype == "bfloat16" and format != "safetensors":
+        raise UserError(f"a {format} folder holds float32; `dtype` bfloat16 goes with safetensors")
+    held = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in params.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
