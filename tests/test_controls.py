@@ -42,19 +42,19 @@ def test_random_units_never_hold_the_unit_and_know_nothing():
     assert (controls.random_units(TRAIN, DEV, TEST, 3, HIDDEN - 1, samples=2) > 0.78).all()
 
 
-def test_the_planted_unit_is_on_top_of_every_resampled_probe_and_noise_is_not():
-    assert controls.stability(TRAIN, 1.0) == [PLANTED] * controls.SAMPLES
+def test_the_planted_unit_is_on_top_of_every_resample_and_noise_is_not():
+    assert controls.stability(TRAIN) == [PLANTED] * controls.SAMPLES
     noise = Examples(TRAIN.x, np.random.default_rng(5).integers(0, 2, len(TRAIN.y)))
-    assert len(set(controls.stability(noise, 1.0))) > 1
+    assert len(set(controls.stability(noise))) > 1
 
 
 def test_a_resampled_class_is_as_large_as_it_is(monkeypatch):
     seen = []
-    fit_each = probe.fit_each
-    monkeypatch.setattr(probe, "fit_each", lambda e, wanted: (seen.extend(wanted), fit_each(e, wanted))[1])
+    top_unit = probe.top_unit
+    monkeypatch.setattr(probe, "top_unit", lambda x, y: (seen.append(y), top_unit(x, y))[1])
     rare = Examples(TRAIN.x, (np.arange(400) < 3).astype(np.int64))
-    controls.stability(rare, 1.0, samples=20)
-    assert all(rare.y[rows].sum() == 3 and len(rows) == 400 for rows, _ in seen)
+    controls.stability(rare, samples=20)
+    assert len(seen) == 20 and all(y.sum() == 3 and len(y) == 400 for y in seen)
 
 
 def test_label_efficiency_ends_at_what_the_whole_probe_and_the_unit_reach():
@@ -93,7 +93,6 @@ def test_few_labels_start_at_the_majority(commoner):
     # With a penalty that leaves no unit, no number of labels takes the probe below it.
     nothing = controls.label_efficiency(train, test, 1e-4, PLANTED, samples=4)
     assert [row.mean_all for row in nothing] == [pytest.approx(majority)] * len(nothing)
-    assert controls.stability(train, 1e-4, samples=3) == [None] * 3
 
 
 def test_test_labels_change_no_fit_of_label_efficiency(monkeypatch):

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers import planted_model
 from helpers.pages import Page
@@ -154,7 +156,7 @@ def test_model_that_knows_nothing_is_evaluated_too(run, sst, capsys):
     run.silent, run.hidden, run.update, run.validation_bits_per_byte = True, 1, None, None
     evaluate.main(run.path, data=sst)
     shown = capsys.readouterr().out
-    assert "0 of 1" in shown and "best alone" in shown and "held-out" not in shown
+    assert "0 of 1" in shown and "most accurate alone" in shown and "held-out" not in shown
 
 
 def test_a_probe_without_a_unit_says_so_answers_the_majority_and_ranks_no_weight(run, sst, capsys):
@@ -166,9 +168,7 @@ def test_a_probe_without_a_unit_says_so_answers_the_majority_and_ranks_no_weight
     streams = capsys.readouterr()
     found = json.loads(streams.out)
     assert found["units_used"] == 0 and found["accuracy_all"] == found["accuracy_majority"] == 2 / 3
-    assert f"the probe uses no unit: it calls every text positive, the commoner class; unit {found['unit']} is" in (
-        streams.err
-    )
+    assert "the probe uses no unit: it calls every text positive, the commoner class" in streams.err
     header, *rows = found["tables"]["Three rankings"]
     assert header[:2] == ["coefficient", "accuracy alone"] and all(row[0] == "" != row[1] for row in rows) and rows
     assert {row[1] for row in found["tables"]["Label efficiency"][1:]} == {"66.67% ± 0.00%"}
@@ -395,10 +395,12 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     evaluate.main(tmp_path / "run", **again)
     found = json.loads(capsys.readouterr().out)
     (_, *rows) = found["tables"]["The unit over training"]
-    assert [row[0] for row in rows] == ["4", "8", "12"] and Path(found["over_training_png"]).stat().st_size > 1000
-    assert all(0 <= accuracy(row[2]) <= 1 for row in rows)
-    assert float(rows[-1][1]) == pytest.approx(found["validation_bits_per_byte"], abs=1e-4)
-    assert rows[0][1] == "" and float(rows[1][1]) != float(rows[2][1]), "update 4 was not scored"
+    assert [row[:3] for row in rows] == [["run", f"{u}", "0.0"] for u in (4, 8, 12)]
+    assert Path(found["over_training_png"]).stat().st_size > 1000
+    assert all(0 <= accuracy(row[4]) <= 1 and 0 <= accuracy(row[5]) <= 1 for row in rows)
+    assert float(rows[-1][3]) == pytest.approx(found["validation_bits_per_byte"], abs=1e-4)
+    assert rows[0][3] == "" and float(rows[1][3]) != float(rows[2][3]), "update 4 was not scored"
+    assert int(rows[-1][6]) == found["unit"], "of fewer than a thousand texts, it is the evaluation's own unit"
 
     # A run that is training meanwhile gives up its older checkpoints.
     load = language_model.load
@@ -411,7 +413,36 @@ def test_the_unit_is_followed_over_the_checkpoints_of_a_run(tmp_path, capsys, mo
     monkeypatch.setattr(language_model, "load", giving_up)
     evaluate.main(tmp_path / "run", **again)
     (_, *rows) = json.loads(capsys.readouterr().out)["tables"]["The unit over training"]
-    assert [row[0] for row in rows] == ["4", "12"]
+    assert [row[1] for row in rows] == ["4", "12"]
+
+
+def test_several_runs_are_compared_over_training_and_nothing_else(tmp_path, capsys):
+    small = ["--model.embed", "8", "--batch-size", "4", "--seq-length", "16", "--updates", "6", "--save-every", "3"]
+    reviews = tmp_path / "reviews.txt"
+    reviews.write_text("\n".join(f"review {i} says :{')('[i % 2]} and more" for i in range(400)))
+    for hidden in ("8", "16"):
+        arguments = ["--run-dir", str(tmp_path / hidden), "--data", str(reviews), "--model.hidden", hidden, *small]
+        assert train.run(arguments) == 0
+    capsys.readouterr()
+    task = str(planted_model.write_labelled(tmp_path / "smileys.csv", n=120))
+    runs = (tmp_path / "8", (tmp_path / "16",))
+    evaluate.main(*runs, task=task, over_training=True, json=True)
+    found = json.loads(capsys.readouterr().out)
+    (_, *rows) = found["tables"]["The unit over training"]
+    assert [row[:2] for row in rows] == [["8", "3"], ["8", "6"], ["16", "3"], ["16", "6"]]
+    assert Path(found["over_training_png"]).stat().st_size > 1000
+    for others in (dict(), dict(over_training=True, controls=True)):
+        with pytest.raises(UserError, match="--over-training, and nothing else"):
+            evaluate.main(*runs, task=task, **others)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 100_000), min_size=1, unique=True), st.integers(2, 15))
+def test_spaced_checkpoints_are_some_of_them_and_the_last(updates, most):
+    updates = sorted(updates)
+    chosen = evaluation.spaced(updates, most)
+    assert chosen == sorted(set(chosen)) and set(chosen) <= set(updates) and len(chosen) <= most
+    assert chosen[-1] == updates[-1] and (len(updates) > most or chosen == updates)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,12 @@ def draw_accuracies(path, data=[("the unit", 0.8, 0.75, 0.85)], guessing={"chanc
     return plots.accuracies(data, path, "Controls", guessing)
 
 
+READ = 1e6 * 1.5 ** np.arange(7)
+
+
 def draw_over_training(path, data=BAND):
-    return plots.over_training(KS, 2 - KS / 10, *data, path, "Training")
+    curve = plots.Curve(READ, 2 - KS / 10, BAND, data)
+    return plots.over_training({"small": curve, "large": curve._replace(bytes_read=2 * READ)}, path, "Training")
 
 
 def draw_clamp_effect(path, data=BAND):
@@ -157,7 +161,8 @@ def test_pictures_of_accuracies_have_lines_of_guessing(tmp_path, monkeypatch, dr
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
-    path = plots.over_training(KS, 2 - KS / 10, *BAND, tmp_path / "a.png", "Unit 3 on $x and 日本_$ " + "long " * 40)
+    curve = plots.Curve(READ, 2 - KS / 10, BAND, BAND)
+    path = plots.over_training({"$r_": curve}, tmp_path / "a.png", "Unit 3 on $x and 日本_$ " + "long " * 40)
     assert pixels(path)[:60, :, :3].min() < 0.5  # no warning, no formula, on several lines
 
 
@@ -180,9 +185,9 @@ def test_empty_and_constant_data_are_drawn(tmp_path):
     pixels(draw_label_efficiency(tmp_path / "none.png", [], {}))
     pixels(draw_label_efficiency(tmp_path / "one_row.png", ROWS[:1]))
     pixels(draw_accuracies(tmp_path / "none.png", [], {}))
-    none = (np.zeros(0),) * 3
-    pixels(plots.over_training(*none, *none[:2], tmp_path / "none.png", "None"))
-    pixels(plots.over_training(KS, np.full(7, np.nan), *BAND, tmp_path / "unknown.png", "Unknown"))
+    pixels(plots.over_training({}, tmp_path / "none.png", "None"))
+    unknown = plots.Curve(READ, np.full(7, np.nan), BAND, BAND)
+    pixels(plots.over_training({"a": unknown}, tmp_path / "unknown.png", "Unknown"))
     pixels(plots.clamp_effect(KS, {}, BAND, tmp_path / "no_scorer.png", "None"))
     pixels(draw_loss_curve(tmp_path / "heldout.png", METRICS[-1:]))
     pixels(draw_loss_curve(tmp_path / "skipped.png", [{"update": 1, "bits_per_byte": None}, METRICS[1]]))

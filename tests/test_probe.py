@@ -83,8 +83,8 @@ def test_first_best_strength_wins_a_tie():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_planted_unit_is_found_with_its_sign(sign):
-    (x, y), (dev_x, dev_y), (test_x, test_y) = (planted(n, seed, sign) for n, seed in ((300, 0), (120, 1), (150, 2)))
-    unit = probe.top_unit(probe.fit(x, y, dev_x, dev_y), x, y)
+    (x, y), (test_x, test_y) = (planted(n, seed, sign) for n, seed in ((300, 0), (150, 2)))
+    unit = probe.top_unit(x, y)
     measure = probe.measure_unit(x, y, unit)
     assert (unit, measure.sign) == (PLANTED, sign)
     assert sign * (measure.mean_positive - measure.mean_negative) == pytest.approx(1.6, abs=0.2)
@@ -93,11 +93,14 @@ def test_planted_unit_is_found_with_its_sign(sign):
     assert probe.unit_right(test_x[:, unit], test_y, measure.sign, measure.threshold).mean() > 0.85
 
 
-def test_all_zero_probe_takes_the_unit_best_alone_on_train():
+def test_a_unit_of_tiny_values_does_not_come_first_for_its_large_coefficient():
     x, y = TRAIN
-    zero = probe.Probe(1.0, np.zeros(x.shape[1]), 0.0)
-    assert probe.top_unit(zero, x, y) == PLANTED
-    assert probe.top_unit(zero, -x, y) == PLANTED
+    rng = np.random.default_rng(4)
+    shrunk = x.copy()
+    shrunk[:, PLANTED - 1] = 0.02 * (np.where(y == 1, 1, -1) + 2 * rng.normal(size=len(y)))
+    fitted = probe.fit_each(probe.Examples(shrunk, y), [(None, 100.0)])
+    assert np.argmax(np.abs(next(fitted).coefficients)) == PLANTED - 1
+    assert probe.top_unit(shrunk, y) == probe.top_unit(-shrunk, y) == PLANTED
 
 
 def test_negated_unit_mirrors_its_measure():
@@ -150,7 +153,7 @@ def test_constant_unit_says_only_how_common_each_label_is():
     assert np.isfinite(measure).all() and measure.deviation < 1e-12
     assert measure.a == 0 and 1 / (1 + np.exp(-measure.b)) == pytest.approx(0.75)
     assert probe.unit_right(x[:, 1], y, measure.sign, measure.threshold).mean() == 0.75
-    assert probe.top_unit(probe.fit(x, y, x, y), x, y) == 0
+    assert probe.top_unit(x, y) == 0
 
 
 def test_stopped_fit_is_reported_without_a_warning(recwarn, monkeypatch):

@@ -25,6 +25,7 @@ ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
 
 def main(
     run: Path | None = None,
+    also: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN ...]")] = (),
     /,
     *,
     task: str = "sst",
@@ -51,6 +52,7 @@ def main(
 
     Args:
         run: A run folder, or another program's weights; by default the run with the newest checkpoint.
+        also: Further runs, to compare with --over-training: nothing else is evaluated then.
         task: The labelled texts: sst (fetched once), imdb and rotten_tomatoes (they come with the installed packages),
             mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet .xlsx).
         data: Folder of the task's files: SST's three CSV files, instead of fetching them, or the pair of mr, cr ...
@@ -65,7 +67,7 @@ def main(
         precision: Matrix products; auto is bfloat16 on GPU and TPU, float32 on CPU.
         controls: Test the unit: random units, probes without it, texts that end otherwise, other features.
         label_efficiency: Accuracy against the number of labelled texts.
-        over_training: The unit at every checkpoint of the run.
+        over_training: The best unit at a dozen checkpoints of the run.
         clamp_effect: Write with the unit held at -3 ... +3 deviations, and have others judge the samples.
         samples: Samples at each of these values.
         sample_length: Bytes of each sample.
@@ -78,6 +80,9 @@ def main(
     page = report and report / "index.html"
     if page is not None and page.exists():
         raise UserError(f"{page} is there already; name another folder with --report")
+    others = controls or label_efficiency or clamp_effect or report or threshold != "accuracy"
+    if also and (others or not over_training):
+        raise UserError("several runs are compared with --over-training, and nothing else")
     probe.least_precision(threshold)  # what is wrong with it is said now
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         from mlstm_jax.inference import language_model
@@ -87,8 +92,7 @@ def main(
         model.require_bytes()
         texts = labelled(task, data, text_key, label_key, positive, negative, encoding)
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
-            further = controls or label_efficiency or over_training or clamp_effect or report
-            if further or threshold != "accuracy":
+            if others or over_training:
                 raise UserError(
                     f"{texts.name} has ten folds or many classes: it is evaluated without further tests and thresholds"
                 )
@@ -97,6 +101,12 @@ def main(
             else:
                 part, numbers = sections.of_classes(model, texts, feature)
             sections.show(part)
+        elif also:
+            folder = out or model.kept.pictures(texts.name)
+            part = sections.over_training([model.path, *also], texts, model, feature, folder)
+            sections.show(part)
+            numbers = {"tables": {part.title: [part.header or (), *part.rows]}}
+            numbers |= {f"{picture.path.stem}_png": str(picture.path) for picture in part.pictures}
         else:
             found = evaluation.find(model, texts, feature, threshold)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
@@ -116,7 +126,7 @@ def main(
             if label_efficiency or report:
                 add(sections.label_efficiency(found, folder))
             if over_training or report and model.is_run:
-                add(sections.over_training(model, texts, record, folder))
+                add(sections.over_training([model.path], texts, model, feature, folder))
             if clamp_effect or report and record.feature == "cell":
                 add(sections.effect(model, record, folder, samples, sample_length))
             if page:

@@ -15,7 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer, Real
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and a grey; seen on white and on dark paper.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's
 
 # Test accuracies on binary SST, as fractions: figure 2 of Radford et al. 2017 draws such lines.
 PUBLISHED = {
@@ -241,31 +242,38 @@ def label_efficiency(
     return _save(figure, path)
 
 
-def over_training(
-    updates: Real[np.ndarray, "n"],
-    bits_per_byte: Real[np.ndarray, "n"],
-    accuracy: Real[np.ndarray, "n"],
-    low: Real[np.ndarray, "n"],
-    high: Real[np.ndarray, "n"],
-    path: Path,
-    title: str,
-    guessing: Mapping[str, float] = CHANCE,
-) -> Path:
-    """Draw held-out bits per byte, and below them the unit's test accuracy, by update.
+class Curve(NamedTuple):
+    """A run's checkpoints: how far it was trained, and test accuracies as fractions with their 95 % intervals."""
 
-    The accuracy is a fraction, `low` and `high` its 95 % interval; NaN is left out. `guessing` are accuracies of
-    guessing by name, dotted lines. One axis for both would have the curves cross where nothing happens.
+    bytes_read: Real[np.ndarray, "n"]
+    bits_per_byte: Real[np.ndarray, "n"]  # validation; NaN where not known
+    all_units: Band
+    best_unit: Band
+
+
+def over_training(runs: Mapping[str, Curve], path: Path, title: str, guessing: Mapping[str, float] = CHANCE) -> Path:
+    """Draw test accuracies by bytes read, and below by validation bits per byte, a colour for each named run.
+
+    Lines are of the best unit alone, dashed ones of all units. `guessing` are accuracies of guessing by name, dotted
+    lines.
     """
-    figure, (above, below) = _figure(
-        title, "update (shaded: 95 % intervals)", "held-out\nbits per byte", "test accuracy\nof the unit"
-    )
-    _whole(below)
-    known = ~np.isnan(bits_per_byte)
-    scored = bits_per_byte[known]
-    _band(above, updates[known], (scored, scored, scored), BLUE)
-    _band(below, updates, (accuracy, low, high), ORANGE, "s")
-    below.yaxis.set_major_formatter(_as_percent)
-    _name_ends(below, _lines(below, guessing, ":"), share=0.12)
+    accuracy = "test accuracy\n(dashed: all units)"
+    figure, (above, below) = _figure(title, "validation bits per byte", accuracy, accuracy, same_x=False)
+    above.set_xlabel("bytes read (shaded: 95 % intervals of the best unit alone)")
+    above.set_xscale("log")
+    below.invert_xaxis()
+    for number, (name, curve) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        known = ~np.isnan(curve.bits_per_byte)
+        for axes, x, at in ((above, curve.bytes_read, slice(None)), (below, curve.bits_per_byte, known)):
+            mean, low, high = (part[at] for part in curve.best_unit)
+            _band(axes, x[at], (mean, low, high), colour)
+            axes.plot(x[at], curve.all_units[0][at], "--", color=colour, linewidth=1, label=name)
+    for axes in (above, below):
+        axes.yaxis.set_major_formatter(_as_percent)
+        _name_ends(axes, _lines(axes, guessing, ":"), share=0.12)
+    if len(runs) > 1:
+        above.legend(frameon=False, loc="upper left")
     return _save(figure, path)
 
 
@@ -345,8 +353,8 @@ def _smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (total[last] - total[first]) / (last - first)
 
 
-def _figure(title: str, x: str, *ys: str) -> tuple["Figure", list["Axes"]]:
-    """A figure, and a panel for every y, one below the other; x is the same for all."""
+def _figure(title: str, x: str, *ys: str, same_x: bool = True) -> tuple["Figure", list["Axes"]]:
+    """A figure, and a panel for every y, one below the other; x is the last one's, and by default the same for all."""
     import_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window, no state between pictures
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -354,7 +362,7 @@ def _figure(title: str, x: str, *ys: str) -> tuple["Figure", list["Axes"]]:
     figure = Figure(
         figsize=(8, max(4.5, 1.8 * len(ys))), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     )
-    panels = figure.subplots(len(ys), sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(ys), sharex=same_x, squeeze=False)[:, 0]
     for panel, y in zip(panels, ys, strict=True):
         panel.set_ylabel(y, parse_math=False)
         panel.spines[["top", "right"]].set_visible(False)

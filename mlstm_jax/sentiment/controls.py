@@ -40,16 +40,15 @@ def _right_on(
     return probe.right(probe.fit(x, train.y, dev_x, dev.y, done), test_x, test.y)
 
 
-def stability(train: Examples, c: float, samples: int = SAMPLES, seed: int = 0) -> list[int | None]:
-    """The top units of probes fitted on resampled training texts, each class as large as it is; None for no unit."""
+def stability(train: Examples, samples: int = SAMPLES, seed: int = 0) -> list[int]:
+    """The top units of resampled training texts, each class as large as it is."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(train.y == label) for label in (0, 1)]
-    drawn = [np.concatenate([rng.choice(rows, len(rows)) for rows in classes]) for _ in range(samples)]
-    with progress("probes on resampled texts", samples, counted=True) as done:
-        tops = []
-        for rows, fitted in zip(drawn, probe.fit_each(train, [(rows, c) for rows in drawn]), strict=True):
-            used = probe.units_used(fitted) > 0
-            tops.append(probe.top_unit(fitted, train.x[rows], train.y[rows]) if used else None)
+    tops = []
+    with progress("units of resampled texts", samples, counted=True) as done:
+        for _ in range(samples):
+            rows = np.concatenate([rng.choice(rows, len(rows)) for rows in classes])
+            tops.append(probe.top_unit(train.x[rows], train.y[rows]))
             done(1)
     return tops
 

@@ -21,7 +21,7 @@ from mlstm_jax.run import Run
 from mlstm_jax.sentiment import probe
 from mlstm_jax.sentiment.probe import Examples
 from mlstm_jax.tasks import Folds, Task
-from mlstm_jax.tasks.sets import FOLDS
+from mlstm_jax.tasks.sets import FOLDS, Split
 from mlstm_jax.text import frame
 from mlstm_jax.unit_record import UnitRecord
 
@@ -85,12 +85,11 @@ def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> F
         fitted = probe.fit(*train, *dev, done)
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
-    measure = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+    measure = probe.measure_unit(*train, probe.top_unit(*train))
     threshold = probe.best_threshold(train.x[:, measure.unit], train.y, measure.sign, aim)
     if not probe.units_used(fitted):
         logger.warning(
-            f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner "
-            f"class; unit {measure.unit} is only the one most accurate alone on the training texts"
+            f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner class"
         )
     right_all = probe.right(fitted, *test)
     right_alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
@@ -134,7 +133,7 @@ def cross_validate(model: Model, folds: Folds, feature: Feature) -> Folded:
         for k in range(FOLDS):
             train, dev, test = (Examples(x[rows], y[rows]) for rows in folds.parts(k))
             fitted = probe.fit(*train, *dev)
-            unit = probe.measure_unit(*train, probe.top_unit(fitted, *train))
+            unit = probe.measure_unit(*train, probe.top_unit(*train))
             tested = folds.parts(k)[2]
             done.right_all[tested] = probe.right(fitted, *test)
             done.right_alone[tested] = probe.unit_right(test.x[:, unit.unit], test.y, unit.sign, unit.threshold)
@@ -239,46 +238,78 @@ def endings(model: Model, task: Task, found: Found) -> list[Ending]:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint: validation bits per byte (NaN where not scored), and the unit's accuracy alone with its
-    interval."""
+    """What a run's model was at one checkpoint: how far it was trained, and which test texts were labelled rightly."""
 
     update: int
+    bytes_read: int
     bits_per_byte: float
-    accuracy: float
-    low: float
-    high: float
+    """Validation; interpolated between two scorings, NaN before the first."""
+    right_all: Bool[np.ndarray, "n"]
+    """By a probe on all units."""
+    unit: int
+    """The unit most accurate alone on the training texts."""
+    right_alone: Bool[np.ndarray, "n"]
+    """By that unit."""
 
 
-MOST = 1000  # texts of train and of test that every checkpoint reads
+MOST = 1000  # texts of each split that every checkpoint reads
 
 
-def over_training(model: Model, task: Task, record: UnitRecord) -> list[Checkpoint]:
-    """The unit found in a run's model at every checkpoint that is kept, on the first `MOST` texts of train and test.
+def over_training(
+    path: Path, task: Task, feature: Feature, precision: Precision, checkpoints: int = 12
+) -> list[Checkpoint]:
+    """A run's model at `checkpoints` of those that it keeps, on the first `MOST` texts of each split of a task.
 
-    Sign and threshold are chosen on train, at each checkpoint anew.
+    The probe and the best unit are found anew at each. The checkpoints lie a factor of about 1.5 apart, the last
+    included. Raises UserError where there is none.
     """
-    run, checkpoints = Run(model.path), []
-    updates = run.steps()
-    # A checkpoint's own figure is the last one known when it was saved, which may be that of another update.
-    scored = {
-        row["update"]: bits for row in run.read_metrics() if (bits := row.get("validation_bits_per_byte")) is not None
-    }
-    first = lambda split: split._replace(texts=split.texts[:MOST], labels=split.labels[:MOST])
-    train, test = first(task.train), first(task.test)
+    run, found = Run(path), []
+    splits = [Split(split.texts[:MOST], split.labels[:MOST]) for split in (task.train, task.dev, task.test)]
+    updates = spaced(run.steps(), checkpoints)
+    if not updates:
+        raise UserError(f"{run.path} is no run with checkpoints")
+    config, bits = run.read_config(), _validation(run)
     with progress.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
             try:
-                earlier = language_model.load(run.path, update, model.precision)
+                model = language_model.load(run.path, update, precision)
             except UserError:
                 if update in run.steps():
                     raise
                 continue  # the run is training, and this checkpoint has made way for a newer one
-            x, tested = (features(earlier, split.texts, record.feature) for split in (train, test))
-            unit = probe.measure_unit(x, train.labels, record.unit)
-            right = probe.unit_right(tested[:, unit.unit], test.labels, unit.sign, unit.threshold)
-            bits = scored.get(update, float("nan"))
-            checkpoints.append(Checkpoint(update, bits, float(right.mean()), *probe.interval(right)))
+            examples = [Examples(features(model, split.texts, feature), split.labels) for split in splits]
+            right_all, unit, right_alone = _best(*examples)
+            read = update * config.batch_size * config.seq_length
+            found.append(Checkpoint(update, read, bits(update), right_all, unit, right_alone))
             done(1)
-    if not checkpoints:
+    if not found:
         raise UserError(f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
-    return checkpoints
+    return found
+
+
+def spaced(updates: Sequence[int], most: int, factor: float = 1.5) -> list[int]:
+    """At most `most` of rising updates: the last, and those nearest to the last / `factor`, / `factor` squared ..."""
+    if len(updates) <= most:
+        return list(updates)
+    at = np.array(updates, np.float64)
+    targets = at[-1] / factor ** np.arange(most)
+    return sorted({updates[int(np.argmin(np.abs(np.log(np.maximum(at, 1) / target))))] for target in targets})
+
+
+def _best(train: Examples, dev: Examples, test: Examples) -> tuple[Bool[np.ndarray, "n"], int, Bool[np.ndarray, "n"]]:
+    """Which test texts a probe labels rightly, the most accurate unit of the training texts, and which that does."""
+    fitted = probe.fit(*train, *dev)
+    measure = probe.measure_unit(*train, probe.top_unit(*train))
+    alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
+    return probe.right(fitted, *test), measure.unit, alone
+
+
+def _validation(run: Run) -> Callable[[int], float]:
+    """Validation bits per byte by update, from the run's metrics; NaN before they were first scored."""
+    key = "validation_bits_per_byte"
+    scored = {row["update"]: float(row[key]) for row in run.read_metrics() if row.get(key) is not None}
+    if not scored:
+        return lambda update: float("nan")
+    updates = np.array(sorted(scored), np.float64)
+    bits = np.array([scored[update] for update in sorted(scored)], np.float64)
+    return lambda update: float(np.interp(np.log(update), np.log(updates), bits, left=np.nan))

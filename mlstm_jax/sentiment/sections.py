@@ -78,7 +78,6 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
     record, test = found.record, found.test
     update = "" if record.update is None else f", update {record.update:,}"
     called = probe.retrieval(unit_record.positive(test.x[:, record.unit], record), test.y)
-    best = "the largest weight" if record.units_used else "the best alone on the training texts"
     rows = [
         ("task", f"{record.task}: {record.note}"),
         ("classes", describe_classes(record.negative, record.positive)),
@@ -88,7 +87,7 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
         ("feature", NAMES[record.feature]),
         ("test accuracy, all units", f"{percent(found.right_all)} (L1 probe, C = {record.c:g})"),
         ("units the probe uses", f"{record.units_used:,} of {model.hidden:,}"),
-        ("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} ({best})"),
+        ("top unit", f"{record.unit}, sign {'+' if record.sign > 0 else '-'} (the most accurate alone in training)"),
         ("test accuracy, that unit alone", percent(found.right_alone)),
         ("test accuracy, majority class", f"{record.accuracy_majority:.2%}"),
         ("its threshold", f"{record.threshold:.4g}, the best on the training texts by {record.threshold_by}"),
@@ -139,10 +138,10 @@ def doubts(model: Model, task: Task, found: Found, folder: Path) -> list[Section
         mean, deviation = float(drawn_units.mean()), float(drawn_units.std())
         rows.append(("random others", str(k), f"{mean:.2%} ± {deviation:.2%}"))
         shown.append((f"{k} random others", mean, mean - deviation, mean + deviation))
-    tops = controls.stability(found.train, record.c)
+    tops = controls.stability(found.train)
     words = (
-        f"Random units: mean and standard deviation over {controls.SAMPLES} samples. {INTERVAL} Of {len(tops)} probes "
-        f"on resampled training texts, {tops.count(record.unit)} have unit {record.unit} on top."
+        f"Random units: mean and standard deviation over {controls.SAMPLES} samples. {INTERVAL} On {len(tops)} "
+        f"resamples of the training texts, unit {record.unit} is {tops.count(record.unit)} times the most accurate."
     )
     title = f"Probes with and without unit {record.unit} on {record.task}"
     lines = guessing(record.accuracy_majority)
@@ -199,21 +198,39 @@ def label_efficiency(found: Found, folder: Path) -> Section:
     return Section("Label efficiency", words, rows, header, drawn(folder, ("label_efficiency", title, draw)))
 
 
-def over_training(model: Model, task: Task, record: UnitRecord, folder: Path) -> Section:
-    """The unit at every checkpoint that the run has kept."""
-    checkpoints = evaluation.over_training(model, task, record)
-    columns = [np.array(column, np.float64) for column in zip(*checkpoints, strict=True)]
-    title = f"Unit {record.unit} on {record.task} while it was trained"
-    lines = guessing(probe.majority(task.train.labels, task.test.labels[: evaluation.MOST]))
-    draw = partial(plots.over_training, *columns, title=title, guessing=lines)
-    bits = lambda m: "" if np.isnan(m.bits_per_byte) else f"{m.bits_per_byte:.4f}"
-    rows = [(f"{m.update:,}", bits(m), f"{m.accuracy:.2%} [{m.low:.1%}, {m.high:.1%}]") for m in checkpoints]
+def over_training(runs: Sequence[Path], task: Task, model: Model, feature: Feature, folder: Path) -> Section:
+    """The best unit and all units at checkpoints of runs, each read in the model's precision."""
+    curves, rows = {}, []
+    for path in runs:
+        checkpoints = evaluation.over_training(path, task, feature, model.precision)
+        curves[path.name] = plots.Curve(
+            np.array([one.bytes_read for one in checkpoints]),
+            np.array([one.bits_per_byte for one in checkpoints]),
+            _accuracies([one.right_all for one in checkpoints]),
+            _accuracies([one.right_alone for one in checkpoints]),
+        )
+        bits = lambda one: "" if np.isnan(one.bits_per_byte) else f"{one.bits_per_byte:.4f}"
+        rows += [
+            (path.name, f"{one.update:,}", f"{one.bytes_read / 1e6:,.1f}", bits(one))
+            + (percent(one.right_all), percent(one.right_alone), str(one.unit))
+            for one in checkpoints
+        ]
+    title = f"The best unit of {', '.join(curves)} on {task.name} while it was trained"
+    majority = probe.majority(task.train.labels[: evaluation.MOST], task.test.labels[: evaluation.MOST])
+    draw = partial(plots.over_training, curves, title=title, guessing=guessing(majority))
     words = (
-        f"Of {len(checkpoints)} checkpoints (a run has `keep` of them), on the first {evaluation.MOST:,} texts of "
-        "train and test."
+        f"On the first {evaluation.MOST:,} texts of each split, at checkpoints a factor of about 1.5 apart. At each, "
+        "the probe is fitted anew, and the best unit is the one most accurate alone on the training texts. Bits per "
+        "byte are interpolated between two scorings."
     )
-    header = ("update", "validation bits per byte", "unit alone")
+    header = ("run", "update", "MB read", "validation bits per byte", "all units", "best unit alone", "unit")
     return Section("The unit over training", words, rows, header, drawn(folder, ("over_training", title, draw)))
+
+
+def _accuracies(rights: Sequence[Bool[np.ndarray, "texts"]]) -> plots.Band:
+    """Accuracies with their intervals, for a picture."""
+    mean, low, high = np.array([(right.mean(), *probe.interval(right)) for right in rights]).T
+    return mean, low, high
 
 
 def band(estimates: Sequence[clamp_effect.Estimate]) -> plots.Band:
@@ -300,7 +317,7 @@ def in_folds(model: Model, folds: Folds, feature: Feature) -> tuple[Section, dic
     ]
     words = f"Each fold has its own probe and its own top unit, so that no unit is recorded. {INTERVAL}"
     if empty := sum(not probe.units_used(fitted) for fitted in done.probes):
-        words += f" {empty} of the probes use no unit: there, the top unit is the best alone on the training texts."
+        words += f" {empty} of the probes use no unit."
     numbers = {
         "negative": folds.classes[0],
         "positive": folds.classes[1],
@@ -320,9 +337,9 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
     bits = probe.mutual_information(*done.train)
     tops = np.argsort(-bits, kind="stable")[:5].tolist()
     majority = probe.majority(task.train.labels, task.test.labels)
-    top = [probe.top_unit(p, done.train.x, (done.train.y == k).astype(np.int64)) for k, p in enumerate(done.probes)]
+    top = [probe.top_unit(done.train.x, (done.train.y == k).astype(np.int64)) for k in range(len(done.probes))]
     shown = lambda name: printable(show_text(to_bytes(name)))
-    best = lambda p: "" if probe.units_used(p) else " (the best alone on the training texts; the probe uses no unit)"
+    note = lambda p: "" if probe.units_used(p) else " (the probe uses no unit)"
     rows = [
         ("task", f"{task.name}: {task.note}"),
         ("weights", str(model.path)),
@@ -330,7 +347,7 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
         ("test accuracy, all units", f"{percent(done.right)} (L1 probes, C = {done.probes[0].c:g})"),
         ("test accuracy, majority class", f"{majority:.2%}"),
         *(
-            (f"top unit, {shown(name)} or not", f"{unit}{best(p)}")
+            (f"top unit, {shown(name)} or not", f"{unit}{note(p)}")
             for name, unit, p in zip(task.classes, top, done.probes, strict=True)
         ),
         ("most mutual information", ", ".join(f"{unit} ({bits[unit]:.3f} bits)" for unit in tops)),
