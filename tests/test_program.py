@@ -12,7 +12,7 @@ import pytest
 
 from mlstm_jax import config as configs
 from mlstm_jax import unit_record
-from mlstm_jax.cli import corpus, evaluate, program, sample
+from mlstm_jax.cli import convert, corpus, evaluate, program, sample, score
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.inference.options import SamplingOptions
 
@@ -30,7 +30,11 @@ def test_other_backticks_stay_as_they_are(text):
 
 
 def test_every_parameter_is_a_flag_of_a_program():
-    known = {name for main in (evaluate.main, corpus.main, sample.main) for name in inspect.signature(main).parameters}
+    known = {
+        name
+        for main in (evaluate.main, convert.main, corpus.main, sample.main, score.main)
+        for name in inspect.signature(main).parameters
+    }
     config = configs.to_dict(configs.Config())
     known |= {*config, *(f"{group}.{name}" for group in ("model", "mesh") for name in config[group])}
     known |= {field.name for field in dataclasses.fields(SamplingOptions)}

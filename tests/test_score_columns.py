@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from helpers.files import any_text, as_csv, as_parquet, put, unhurried
 from helpers.unit_records import RECORD
 from mlstm_jax import unit_record
-from mlstm_jax.cli import score, score_input
+from mlstm_jax.cli import score
 from mlstm_jax.cli.program import explain
 from mlstm_jax.config import Config, ModelConfig
 from mlstm_jax.corpus import workbooks
@@ -27,7 +27,7 @@ from mlstm_jax.corpus.readers import chunks, parse, sources
 from mlstm_jax.errors import UserError
 from mlstm_jax.inference import language_model
 from mlstm_jax.model.parameters import init
-from mlstm_jax.sentiment import score_rows
+from mlstm_jax.sentiment import score_input, score_rows
 from mlstm_jax.sentiment.scores import groups
 from mlstm_jax.tasks import from_file
 from mlstm_jax.text import to_bytes, to_text

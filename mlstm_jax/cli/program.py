@@ -101,7 +101,7 @@ def _status(error: BaseException) -> int | str | None:
 
 # The parameters that messages name: the fields of a config, and what the other programs have besides.
 PARAMETERS = {f.name for f in fields(Config)} | {"label_key", "negative", "positive", "runner_options", "workers"}
-PARAMETERS |= {"clamp", "clamp_feature", "dtype", "sentiment", "task", "threshold"}
+PARAMETERS |= {"clamp", "clamp_feature", "dtype", "json", "sentiment", "task", "threshold"}
 PARAMETERS |= {f"model.{f.name}" for f in fields(ModelConfig)} | {f"mesh.{f.name}" for f in fields(MeshConfig)}
 SCRIPTS = {"train": "python train.py", "eval": "python eval_sst.py", "sample": "python sample.py"}
 

@@ -17,14 +17,14 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from mlstm_jax.cli import program, resumable, score_input
-from mlstm_jax.cli.score_input import Input
+from mlstm_jax.cli import program, resumable
 from mlstm_jax.corpus.columns import Keys, find_name
 from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, sources, unchanged
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
 from mlstm_jax.progress import progress
-from mlstm_jax.sentiment import score_rows
+from mlstm_jax.sentiment import score_input, score_rows
+from mlstm_jax.sentiment.score_input import Input
 from mlstm_jax.sentiment.score_rows import Layout
 from mlstm_jax.sentiment.scores import Review, groups, read
 from mlstm_jax.sentiment.tally import Tally
@@ -99,7 +99,7 @@ def main(
     as_json = json or KINDS.get(out.suffix.lower()) == "json"
     _check_options(report, by, columns == "text", as_json and safe_cells)
     _check_output(file, found, resume, report)
-    reading = score_input.begin(found, keys, whole=columns == "all")
+    reading = score_input.begin(found, keys, whole=columns == "all", phrase=program.flags)
     by = find_name(by, reading.names, found[0].name) if by is not None else None
     if columns == "text":
         layout = score_rows.narrow(reading.labelled, len(found) > 1, as_json, safe_cells)
@@ -115,8 +115,8 @@ def main(
     by_what = "" if record.threshold_by == "accuracy" else f"; threshold by {record.threshold_by}"
     logger.info(f"{run}: {describe_classes(record.negative, record.positive)}{by_what}")
     program.announce(record)
-    for name, now in score_rows.renamed(layout).items():
-        logger.warning(f"the input has a column {name!r}; the added one is {now!r}")
+    for words in score_rows.renamed(layout):
+        logger.warning(words)
     tally, about = Tally(record, len(found) > 1, by), _about(job, keys, encoding)
     place = f" in {file}" if file else ""
     if file and os.path.lexists(file):  # with --resume alone

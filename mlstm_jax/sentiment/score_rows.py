@@ -53,10 +53,11 @@ def wide(names: Sequence[str], several: bool, as_json: bool, safe_cells: bool) -
     return Layout([*names, *added[: -len(ADDED)]], added[-len(ADDED) :], as_json, safe_cells, several=several)
 
 
-def renamed(layout: Layout) -> dict[str, str]:
-    """What is added under another name, by its usual one."""
+def renamed(layout: Layout) -> list[str]:
+    """Lines for people on what is added under another name than its usual one."""
     names = ["source"] * (layout.several and not layout.narrow) + [*ADDED]
-    return {name: now for name, now in zip(names, layout.columns[-len(names) :], strict=True) if name != now}
+    pairs = zip(names, layout.columns[-len(names) :], strict=True)
+    return [f"the input has a column {name!r}; the added one is {now!r}" for name, now in pairs if name != now]
 
 
 def header(layout: Layout) -> bytes:
@@ -65,13 +66,22 @@ def header(layout: Layout) -> bytes:
     return b"" if layout.as_json else as_csv([list(names)])
 
 
+def judged(group: Sequence[Review], values: Float[np.ndarray, "n"], record: UnitRecord) -> list[tuple[Any, ...]]:
+    """`ADDED` of every review, None for what it has not."""
+    chances, above = probability(values, record).tolist(), positive(values, record).tolist()
+    found = []
+    for review, value, chance, is_positive in zip(group, values.tolist(), chances, above, strict=True):
+        known = (value, chance, "positive" if is_positive else "negative") if review.note is None else (None,) * 3
+        found.append((*known, review.note))
+    return found
+
+
 def as_rows(group: Sequence[Review], values: Float[np.ndarray, "n"], record: UnitRecord, layout: Layout) -> bytes:
     """The rows of a group; numbers are written so that they read back as they were."""
-    rows = []
-    judged = zip(values.tolist(), probability(values, record).tolist(), positive(values, record).tolist(), strict=True)
-    for review, (value, chance, is_positive) in zip(group, judged, strict=True):
-        known = (value, chance, "positive" if is_positive else "negative") if review.note is None else (None,) * 3
-        rows.append(_kept(review, layout) | dict(zip(layout.added, (*known, review.note), strict=True)))
+    rows = [
+        _kept(review, layout) | dict(zip(layout.added, added, strict=True))
+        for review, added in zip(group, judged(group, values, record), strict=True)
+    ]
     if layout.as_json:
         return "".join(f"{dumps(row)}\n" for row in rows).encode()
     shown = (lambda cell: safe_cell(_as_text(cell))) if layout.safe_cells else _as_text

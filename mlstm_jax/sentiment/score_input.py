@@ -1,11 +1,10 @@
-"""What `mlstm score` reads: the rows of all sources, one after another, and the columns that they have."""
+"""What is scored: the rows of all sources, one after another, and the columns that they have."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from mlstm_jax.cli.program import flags
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.readers import Chunk, Source, chunks, parse
 from mlstm_jax.errors import UserError
@@ -25,14 +24,23 @@ class Input(NamedTuple):
     labelled: bool
 
 
-def begin(found: list[Source], keys: Keys, whole: bool) -> Input:
-    """The reviews of all sources; `whole` keeps all their cells. A source that cannot be begun is an error now."""
+def begin(
+    found: list[Source],
+    keys: Keys,
+    whole: bool,
+    log: Callable[[str], None] = logger.warning,
+    phrase: Callable[[str], str] = str,
+) -> Input:
+    """The reviews of all sources; `whole` keeps all their cells. A source that cannot be begun is an error now.
+
+    `log` is told what people should know of a source; `phrase` words for them why a row cannot be read.
+    """
     parts, names, labelled = [], {}, False
     for index, source in enumerate(found):
         if source.size == 0:
             raise UserError(f"{source.name} is empty")
         piped = source.name == "-"
-        cut = chunks(source, index, keys, CHUNK if piped else 1, whole, logger.warning if piped else _silent)
+        cut = chunks(source, index, keys, CHUNK if piped else 1, whole, log if piped else _silent)
         first = next(cut, None)
         if first is not None:
             labelled |= first.keys.label is not None
@@ -44,32 +52,32 @@ def begin(found: list[Source], keys: Keys, whole: bool) -> Input:
         if whole and first is not None and first.kind == "json":  # a later record may have other keys
             again = chunks(source, index, keys, CHUNK, whole)
             names |= dict.fromkeys(name for chunk in again for row in parse(chunk) for name in row.cells)
-        parts.append(chunks(source, index, keys, CHUNK, whole, logger.warning))
-    reviews = (review for part in parts for chunk in part for review in _reviews(chunk, found))
+        parts.append(chunks(source, index, keys, CHUNK, whole, log))
+    reviews = (review for part in parts for chunk in part for review in _reviews(chunk, found, phrase))
     listed = list(names)
-    return Input(_known(reviews, listed) if whole else reviews, listed, labelled)
+    return Input(_known(reviews, listed, log) if whole else reviews, listed, labelled)
 
 
 def _silent(line: str) -> None:
     """What is said of a source is said when all of it is read."""
 
 
-def _reviews(chunk: Chunk, found: list[Source]) -> Iterator[Review]:
+def _reviews(chunk: Chunk, found: list[Source], phrase: Callable[[str], str]) -> Iterator[Review]:
     rows = list(parse(chunk))
     for line, text, label, wrong, cells in rows:
         framed = EMPTY if wrong else frame(text)
-        note = f"not readable: {flags(wrong)}" if wrong else "empty" if framed == EMPTY else None
+        note = f"not readable: {phrase(wrong)}" if wrong else "empty" if framed == EMPTY else None
         kept = {chunk.keys.text or "text": text} if wrong and not cells else cells
         yield Review(found[chunk.source].name, line, text, label, note, framed, chunk.read / len(rows), kept)
 
 
-def _known(reviews: Iterator[Review], names: list[str]) -> Iterator[Review]:
+def _known(reviews: Iterator[Review], names: list[str], log: Callable[[str], None]) -> Iterator[Review]:
     """The reviews; the first that has a cell of no known column is told of: on standard input it comes too late."""
     known, told = {*names}, False
     for review in reviews:
         if not told and not review.cells.keys() <= known:
             late = next(name for name in review.cells if name not in known)
             keeps = f"line {review.line} is the first with a key {late!r}"
-            logger.warning(f"standard input: {keeps}, too late for a column of CSV; --json keeps such keys")
+            log(f"standard input: {keeps}, too late for a column of CSV; `json` keeps such keys")
             told = True
         yield review
