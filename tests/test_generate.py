@@ -284,8 +284,8 @@ def test_stop_ends_every_text_before_the_first_newline(lm):
 def test_nothing_is_computed_once_all_texts_have_ended(monkeypatch):
     params = zeros()
     params["out_b"] = params["out_b"].at[10].set(1000.0)
-    calls, write = [], generate._write
-    monkeypatch.setattr(generate, "_write", lambda *args: calls.append(args) or write(*args))
+    calls, write = [], generate.write
+    monkeypatch.setattr(generate, "write", lambda *args: calls.append(args) or write(*args))
     assert LanguageModel(params, Path("nowhere")).generate("I ", 3, 10**6, stop=True) == ["I "] * 3
     assert len(calls) == 1
 

@@ -45,12 +45,12 @@ def test_every_package_is_installed():
 def test_the_command_lists_its_programs(mlstm):
     shown = mlstm("--help")
     assert shown.returncode == 0
-    assert all(f"\n  {name} " in shown.stdout for name in "train eval sample score heatmap convert corpus".split())
+    assert all(f"\n  {name} " in shown.stdout for name in "train eval sample score heatmap demo convert corpus".split())
     wrong = mlstm("trian")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: no command 'trian'")
 
 
-@pytest.mark.parametrize("program", "train eval sample score heatmap convert corpus".split())
+@pytest.mark.parametrize("program", "train eval sample score heatmap demo convert corpus".split())
 def test_every_program_has_help(mlstm, program):
     shown = mlstm(program, "--help")
     assert shown.returncode == 0 and f"mlstm {program}" in shown.stdout, shown.stderr

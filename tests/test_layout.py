@@ -14,7 +14,7 @@ from mlstm_jax.cli.program import PARAMETERS
 
 # A room imports only from rooms that stand to its right, and from itself.
 ORDER = (
-    "cli sentiment planning inference report weights training tasks corpus model unit_record run hardware config "
+    "cli demo sentiment planning inference report weights training tasks corpus model unit_record run hardware config "
     "progress disk text signals errors"
 ).split()
 
@@ -90,7 +90,9 @@ OTHERS = {
     "report/html_page.py": r"--[a-z]+(?=[:)])",  # variables of CSS
     "weights/card.py": r"`python (eval_sst|sample)\.py FOLDER( --sentiment \+2)?`",  # a page for a model hub
 }
-COMMAND = r"--[a-z]|python3? \w+\.py|\b(train|eval_sst|sample)\.py|\bmlstm (train|eval|sample|score|heatmap|convert)\b"
+COMMAND = (
+    r"--[a-z]|python3? \w+\.py|\b(train|eval_sst|sample)\.py|\bmlstm (train|eval|sample|score|heatmap|demo|convert)\b"
+)
 
 
 def strings(path):

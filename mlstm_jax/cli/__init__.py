@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": ("sample", "generate reviews, with units held where asked"),
     "score": ("score", "score reviews by the sentiment unit"),
     "heatmap": ("heatmap", "show a text byte by byte, coloured by a unit"),
+    "demo": ("demo", "serve a page to type, write and score on"),
     "convert": ("convert", "convert weights to another format"),
     "corpus": ("corpus", "prepare reviews of any size for training"),
 }

@@ -106,8 +106,18 @@ def _prime(weights, prime: bytes, clamp, of) -> State:
     return state
 
 
+def limits_of(options: SamplingOptions) -> Limits:
+    """What `write` needs of the options."""
+    return Limits(jnp.float32(options.temperature), jnp.int32(min(options.top_k, 256)), jnp.float32(options.top_p))
+
+
 @partial(jax.jit, donate_argnames="state", static_argnames="of")
-def _write(weights, state, keys, first, limits, clamps, of):
+def write(weights, state, keys, first, limits, clamps, of):
+    """The state after the next bytes of every sample, and these, uint8 [samples, bytes]; takes the state's memory.
+
+    `first` is the number of the first of them, which decides what is drawn. `clamps` has one `Held` a byte, stacked.
+    """
+
     def body(state, inputs):
         position, clamp = inputs
         keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
@@ -140,7 +150,7 @@ def stream(
     of = options.clamp_feature
     after_prime = _prime(weights, prime, stretches[0] if options.clamp_prime else free, of)
     clamps = jax.tree.map(lambda *parts: np.stack(parts), *stretches)
-    limits = Limits(jnp.float32(options.temperature), jnp.int32(min(options.top_k, 256)), jnp.float32(options.top_p))
+    limits = limits_of(options)
     on_cpu = jax.default_backend() == "cpu"
     group = min(GROUP, 1 << (num - 1).bit_length()) if on_cpu else num
     chunk = CHUNK if on_cpu else 4 * CHUNK  # there a call costs more
@@ -154,7 +164,7 @@ def stream(
             # One clamp for every byte: the shape, and so the compiled program, is the same whatever is held when.
             now = np.searchsorted(list(held), start + np.arange(chunk), side="right") - 1
             clamps_now = jax.tree.map(lambda part, now=now: part[now], clamps)
-            state, written = _write(weights, state, keys, np.int32(start), limits, clamps_now, of)
+            state, written = write(weights, state, keys, np.int32(start), limits, clamps_now, of)
             written = np.asarray(written)[:, : length - start]
             for i in list(writing):
                 piece = written[i].tobytes()

@@ -59,9 +59,7 @@ def load(
     "auto" is the device's. Raises UserError where there is nothing to open.
     """
     chosen = None if precision == "auto" else precision
-    path = _newest() if path is None else Path(path)
-    if path == Path("pretrained") and not path.exists():
-        path = PRETRAINED
+    path = resolved(path)
     run = Run(path)
     if not run.exists():
         if update is not None:
@@ -82,6 +80,12 @@ def load(
     bits = meta.validation_bits_per_byte
     about = {"update": update, "validation_bits_per_byte": bits, "trained_on": data}
     return LanguageModel(params, path, is_run=True, precision=chosen, **about)
+
+
+def resolved(path: str | Path | None) -> Path:
+    """The path that `load` opens. Raises UserError where None finds nothing."""
+    path = _newest() if path is None else Path(path)
+    return PRETRAINED if path == Path("pretrained") and not path.exists() else path
 
 
 def _newest() -> Path:

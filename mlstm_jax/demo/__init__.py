@@ -1,0 +1,1 @@
+"""The page of `mlstm demo`: type and see the unit move, write with it held, score a file."""
