@@ -1,13 +1,14 @@
 """Every benchmark runs at toy size and prints its table; what it writes can be drawn."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import matplotlib.image
 import pytest
 
-from benchmarks import common, compiled, encode, plot, products, quick, sample, start, train_step
+from benchmarks import common, compiled, demo, encode, plot, products, quick, sample, start, train_step
 
 
 def test_train_step_tells_its_figures_and_they_are_drawn(capsys, tmp_path):
@@ -38,6 +39,13 @@ def test_sample_tells_every_number_of_samples_and_compiles_nothing_twice(capsys)
     printed = capsys.readouterr().out
     assert "8 units, 4 bytes a sample" in printed and "│ 1 " in printed and "│ 2 " in printed
     assert "another length, temperature, clamp, seed, limit: 0 times" in printed
+
+
+@pytest.mark.skipif(not any(map(shutil.which, demo.NAMES)), reason="no Chromium is installed")
+def test_demo_tells_how_soon_the_curve_is_drawn(capsys):
+    demo.main(hidden=8, length=20, rounds=1)
+    printed = capsys.readouterr().out
+    assert "a key at the end of 20 characters" in printed and "written at full speed: " in printed
 
 
 def test_start_watches_a_run(capsys):

@@ -3,8 +3,11 @@
 import ast
 import re
 import shlex
+import threading
+import urllib.request
 
 import pytest
+import uvicorn
 
 from helpers import planted_model
 from helpers.programs import ROOT
@@ -18,6 +21,7 @@ SHRUNK = {
     "train": "--batch-size 4 --seq-length 16 --sample-every 0",
     "sample": "--length 20",
     "eval": "--samples 2 --sample-length 20",
+    "demo": "--port 0",
 }
 
 
@@ -73,6 +77,30 @@ def test_every_command_of_a_tour_runs(small, run_here, tour):
     assert all((small / path).is_file() for path in written[tour])
 
 
+def test_the_page_is_served(small, run_here, monkeypatch):
+    pages, run = [], uvicorn.Server.run
+
+    def until_visited(self, sockets):
+        def visit():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/", timeout=60) as answer:
+                    pages.append(answer.read())
+            finally:
+                self.should_exit = True
+
+        visitor = threading.Thread(target=visit)
+        visitor.start()
+        run(self, sockets)
+        visitor.join()
+
+    monkeypatch.setattr(uvicorn.Server, "run", until_visited)
+    (command,) = commands(TOURS["Student"], "sh")
+    _, name, *arguments = shlex.split(command)
+    ended = run_here(f"mlstm {name}", *arguments, *SHRUNK[name].split())
+    assert ended.status == 0, ended.err
+    assert len(pages) == 1 and b"page.js" in pages[0] and "runs/quickstart is at http://127.0.0.1:" in ended.out
+
+
 def test_every_line_of_python_runs(small, run_here):
     (before,) = re.findall(r"`(mlstm eval [^`]+)`", TOURS["Student"])
     _, name, *arguments = shlex.split(before)
@@ -81,6 +109,6 @@ def test_every_line_of_python_runs(small, run_here):
     known = {}
     exec("\n".join(line for line in lines if re.match(r"import|\w+ = ", line)), known)
     shown = [eval(line, known) for line in lines if isinstance(ast.parse(line).body[0], ast.Expr)]
-    unit, predictions, heatmap, written = shown
-    assert unit.task == "rotten_tomatoes" and set(predictions.label) <= {"positive", "negative"}
+    predictions, heatmap, written = shown
+    assert known["model"].unit.task == "rotten_tomatoes" and set(predictions.label) <= {"positive", "negative"}
     assert "<figure" in heatmap._repr_html_() and written[0].startswith("This movie ")
