@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +23,10 @@ def installed(tmp_path_factory):
         target = site / package.replace(".", "/")
         target.mkdir(parents=True, exist_ok=True)
         for pattern in ("*.py", *SETUP["package-data"].get(package, ())):
-            for file in source.glob(pattern):
-                shutil.copy(file, target)
+            for file in filter(Path.is_file, source.glob(pattern)):
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
     return site
 
 
@@ -70,5 +73,5 @@ def test_a_config_is_one_of_ours_or_a_file_that_is_named_as_one(mlstm, installed
         (folder / "mine.py").write_text("print('executed')")
     refused = mlstm("train", "--config", "mine")
     assert refused.returncode == 2 and "executed" not in refused.stdout
-    assert "no config 'mine'; there are: amazon, amazon_2048, quickstart" in refused.stderr
+    assert "no config 'mine'; there are: amazon, amazon_2048, neuron, quickstart" in refused.stderr
     assert "executed" in mlstm("train", "--config", "./mine.py").stdout

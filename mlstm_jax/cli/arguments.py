@@ -18,7 +18,7 @@ from mlstm_jax.run import Run
 from mlstm_jax.text import printable
 
 # Ours alone have names: whatever else lies beside them, or beside the package, was not written to be run by name.
-CONFIGS = ("amazon", "amazon_2048", "quickstart", "reviews", "tiny")
+CONFIGS = ("amazon", "amazon_2048", "neuron", "quickstart", "tiny")
 QUICKSTART = "quickstart"
 _INSTALLED, _CHECKOUT = Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"
 
