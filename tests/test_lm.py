@@ -378,7 +378,10 @@ def test_the_model_of_the_package_opens_by_name_and_where_there_is_no_run(plante
     assert shipped.unit == record
     newer = dataclasses.replace(record, threshold=0.25)
     unit_record.save(newer, shipped.record_dir)  # of an evaluation since
-    assert shipped.unit == newer and shipped.unit_of("sst") == newer
+    assert shipped.unit == record and shipped.unit_of("sst") == newer
+    unit_record.save(dataclasses.replace(record, task="mine"), shipped.record_dir)
+    assert shipped.unit == record and shipped.unit_of("mine").task == "mine"
+    assert shipped.name == "pretrained" and mlstm_jax.load(tmp_path / "package").name == "pretrained"
     assert json.loads((tmp_path / "package/units/sst.json").read_text())["threshold"] == record.threshold
     LanguageModel(parameters.init(ModelConfig(hidden=8, embed=4), 0), tmp_path).save(tmp_path / "pretrained")
     assert mlstm_jax.load("pretrained").hidden == 8

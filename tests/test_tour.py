@@ -98,17 +98,14 @@ def test_the_page_is_served(small, run_here, monkeypatch):
     _, name, *arguments = shlex.split(command)
     ended = run_here(f"mlstm {name}", *arguments, *SHRUNK[name].split())
     assert ended.status == 0, ended.err
-    assert len(pages) == 1 and b"page.js" in pages[0] and "runs/quickstart is at http://127.0.0.1:" in ended.out
+    assert len(pages) == 1 and b"page.js" in pages[0] and "pretrained is at http://127.0.0.1:" in ended.out
 
 
 def test_every_line_of_python_runs(small, run_here):
-    (before,) = re.findall(r"`(mlstm eval [^`]+)`", TOURS["Student"])
-    _, name, *arguments = shlex.split(before)
-    assert run_here(f"mlstm {name}", *arguments).status == 0
     lines = commands(TOURS["Student"], "python")
     known = {}
     exec("\n".join(line for line in lines if re.match(r"import|\w+ = ", line)), known)
     shown = [eval(line, known) for line in lines if isinstance(ast.parse(line).body[0], ast.Expr)]
     predictions, heatmap, written = shown
-    assert known["model"].unit.task == "rotten_tomatoes" and set(predictions.label) <= {"positive", "negative"}
-    assert "<figure" in heatmap._repr_html_() and written[0].startswith("This movie ")
+    assert list(predictions.label) == ["positive", "negative"]
+    assert "<figure" in heatmap._repr_html_() and written[0].startswith("This camera ")

@@ -95,6 +95,14 @@ def test_a_model_is_trained_and_writes(run, tmp_path):
     assert "It is" in done.stdout
 
 
+def test_the_model_of_the_package_is_installed_and_used_where_there_is_no_run(run, installed):
+    done = run("mlstm", "sample", "--sentiment", "+3", "--prime", "This ", "--num", 1, "--length", 20)
+    assert done.returncode == 0 and done.stdout.startswith("This "), done.stderr
+    assert "no run in runs/: using the model that comes with the package" in done.stderr
+    assert "sentiment unit" in done.stderr and "alone on amazon" in done.stderr
+    assert (site_packages(installed) / "mlstm_jax/pretrained/LICENSE-weights").is_file()
+
+
 def test_every_config_of_the_checkout_is_installed_and_named(run, installed):
     ours = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     assert sorted(arguments.CONFIGS) == ours

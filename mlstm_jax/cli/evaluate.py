@@ -9,7 +9,7 @@ import contextlib
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -20,7 +20,10 @@ from mlstm_jax.errors import UserError
 from mlstm_jax.sentiment import probe
 from mlstm_jax.unit_record import UnitRecord
 
-ENOUGH_UNITS = 1024  # below this, do not expect one unit to carry sentiment
+if TYPE_CHECKING:
+    from mlstm_jax.inference.language_model import LanguageModel
+
+ENOUGH_UNITS = 512  # the smallest model in which we saw one unit carry sentiment (docs/emergence.md)
 
 
 def main(
@@ -134,14 +137,14 @@ def main(
                     sections.read(model, texts, found),
                     sections.reproduce(model, program.command("eval", *sys.argv[1:])),
                 ]
-                log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.path}', record, page)}")
-            advise(model.path, model.hidden, record)
+                log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.name}', record, page)}")
+            advise(model, record)
             numbers = unit_record.summary(record) | {"interval_all": probe.interval(found.right_all)}
             numbers |= {f"{picture.path.stem}_png": str(picture.path) for part in parts for picture in part.pictures}
             numbers |= {"record": str(saved), "report": page and str(page)}
             numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
     if json:
-        about = {"weights": str(model.path), "hidden": model.hidden, "digest": model.digest, "update": model.update}
+        about = {"weights": model.name, "hidden": model.hidden, "digest": model.digest, "update": model.update}
         print(dumps(about | {"validation_bits_per_byte": model.validation_bits_per_byte} | numbers))
 
 
@@ -173,12 +176,16 @@ def labelled(
     return tasks.from_file(task, text_key, label_key, *sides, encoding=encoding)
 
 
-def advise(path: Path, hidden: int, record: UnitRecord) -> None:
+def advise(model: "LanguageModel", record: UnitRecord) -> None:
     """Say what to make of it, and the command to try next."""
-    if unit_record.is_weak(record) and hidden < ENOUGH_UNITS:
-        note(f"A model of {hidden} units is small: a clear sentiment unit begins to show at about {ENOUGH_UNITS}.")
+    if unit_record.is_weak(record) and model.hidden < ENOUGH_UNITS:
+        note(f"A model of {model.hidden} units is small: we saw a sentiment unit in none below {ENOUGH_UNITS}.")
     if record.feature == "cell":
-        note(f"Next: {program.command('sample', path, sentiment='+2')}")
+        try:
+            named = {} if model.unit == record else {"task": record.task}
+        except UserError:  # there are several by now
+            named = {"task": record.task}
+        note(f"Next: {program.command('sample', model.name, **named, sentiment='+2')}")
     else:
-        again = program.command("eval", path, task=record.task, feature="cell")
+        again = program.command("eval", model.name, task=record.task, feature="cell")
         note(f"Next: {again} (only a cell state can be held)")

@@ -93,7 +93,7 @@ def main(
     texts = model.generate(prime, num, length, held, show_progress=True, **drawn)
     if json:
         about = {"prime": show(to_bytes(prime)), "length": length, "clamp": held} | drawn
-        about |= {"sentiment": sentiment, "weights": str(model.path), "update": model.update}
+        about |= {"sentiment": sentiment, "weights": model.name, "update": model.update}
         texts = [dumps({"text": text, "index": index} | about) for index, text in enumerate(texts)]
     print(("\n" if json else "\n\n").join(map(shown, texts)), flush=True)
 

@@ -63,7 +63,7 @@ def check_folder(run: Run, config: Config, is_new: bool) -> None:
     """Raise UserError where no run can be kept in this folder, or its initial weights are missing."""
     if is_new and not run.is_free():
         raise UserError(f"{run.path} exists and is not a run; name a new folder with --run-dir")
-    if is_new and config.init and not Path(config.init).exists():
+    if is_new and config.init not in (None, "pretrained") and not Path(config.init).exists():
         raise UserError(f"--init {config.init} does not exist; name a run's folder, or another program's weights")
     path = str(run.path.absolute())
     if glob.escape(path) != path or "\\" in path:  # Orbax takes the name for a pattern, and would not find it again

@@ -150,7 +150,7 @@ class LanguageModel:
             about.append(f"update {self.update:,}")
         if self.validation_bits_per_byte is not None:
             about.append(f"{self.validation_bits_per_byte:.3f} bits per byte on validation text")
-        return f"<LanguageModel {self.path}: {', '.join(about)}>"
+        return f"<LanguageModel {self.name}: {', '.join(about)}>"
 
     @cached_property
     def weights(self) -> Weights:
@@ -173,6 +173,11 @@ class LanguageModel:
         return found[::-1] if self.path == PRETRAINED else found  # nothing is written into the package
 
     @property
+    def name(self) -> str:
+        """What opens it: its path, or "pretrained"."""
+        return "pretrained" if self.path == PRETRAINED else str(self.path)
+
+    @property
     def record_dir(self) -> Path:
         """Where records of found units are written: the first of `record_dirs` where that can be."""
         if self.path == PRETRAINED:
@@ -185,8 +190,10 @@ class LanguageModel:
         return self.unit_of()
 
     def unit_of(self, task: str | None = None) -> UnitRecord:
-        """The record of the unit that was found on a task; None is the only one."""
-        record = unit_record.load(self.record_dirs, self.digest, task)
+        """The record of the unit that was found on a task; None is the only one, or the one that came with the model of
+        the package: it stays that, whatever else is evaluated."""
+        came = self.path == PRETRAINED and task is None
+        record = unit_record.load([Run(PRETRAINED).unit_records] if came else self.record_dirs, self.digest, task)
         self.require_unit(record.unit)
         return record
 

@@ -111,6 +111,7 @@ def histogram(
         )
     if threshold is not None:
         axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.3g}")
+    axes.locator_params(axis="y", integer=True)
     axes.legend(frameon=False)
     return _save(figure, path)
 

@@ -40,6 +40,11 @@ class Model(Protocol):
     precision: Precision
 
     @property
+    def name(self) -> str:
+        """What opens it."""
+        ...
+
+    @property
     def kept(self) -> Run:
         """The folder for what is kept of it."""
         ...

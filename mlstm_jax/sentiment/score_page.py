@@ -61,7 +61,7 @@ def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: P
     rows = [("scored", f"{scored:,} of {tally.rows:,} rows")]
     rows += [("classes", describe_classes(record.negative, record.positive))]
     rows += [("threshold", f"{record.threshold:.4g}, by {record.threshold_by} on the training texts")]
-    rows += [("weights", str(model.path)), ("input", _listed(sources))]
+    rows += [("weights", model.name), ("input", _listed(sources))]
     words = "Whether a review is positive is the unit's guess."
     if unit_record.is_weak(record):
         words = f"{words} This unit hardly tells positive from negative: do not rely on these figures."

@@ -81,7 +81,7 @@ def the_unit(model: Model, found: Found, folder: Path) -> Section:
     rows = [
         ("task", f"{record.task}: {record.note}"),
         ("classes", describe_classes(record.negative, record.positive)),
-        ("weights", str(model.path)),
+        ("weights", model.name),
         ("model", f"{model.hidden:,} units{update}"),
         *[("validation bits per byte", f"{bits:.4f}") for bits in [model.validation_bits_per_byte] if bits is not None],
         ("feature", NAMES[record.feature]),
@@ -308,7 +308,7 @@ def in_folds(model: Model, folds: Folds, feature: Feature) -> tuple[Section, dic
     rows = [
         ("task", f"{folds.name}: {folds.note}"),
         ("classes", describe_classes(*folds.classes)),
-        ("weights", str(model.path)),
+        ("weights", model.name),
         ("feature", NAMES[feature]),
         ("accuracy, all units", percent(done.right_all)),
         ("accuracy, top unit alone", percent(done.right_alone)),
@@ -342,7 +342,7 @@ def of_classes(model: Model, task: Task, feature: Feature) -> tuple[Section, dic
     note = lambda p: "" if probe.units_used(p) else " (the probe uses no unit)"
     rows = [
         ("task", f"{task.name}: {task.note}"),
-        ("weights", str(model.path)),
+        ("weights", model.name),
         ("feature", NAMES[feature]),
         ("test accuracy, all units", f"{percent(done.right)} (L1 probes, C = {done.probes[0].c:g})"),
         ("test accuracy, majority class", f"{majority:.2%}"),
