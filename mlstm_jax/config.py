@@ -99,6 +99,8 @@ class Config:
     """The run's folder; None is runs/<config name>. An existing run is resumed."""
     verify: bool = False
     """Check the SHA-256 of every shard of a prepared folder, and exit."""
+    cache_dir: str | None = None
+    """Where shards of a corpus in a bucket are while they are needed, three at a time; None is the user's cache."""
     more_updates: int = 0
     """Train a finished run on for this many updates, with a new linear decay."""
     plan: str | None = None
@@ -169,7 +171,7 @@ FIXED = (
     "init model shards validation_fraction batch_size seq_length epochs updates learning_rate clip_norm seed".split()
 )
 # What is asked for once, and is no part of a run.
-ONCE = "more_updates verify plan largest profile coordinator num_processes process_id".split()
+ONCE = "cache_dir more_updates verify plan largest profile coordinator num_processes process_id".split()
 
 
 def _check_types(config):

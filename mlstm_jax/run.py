@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlstm_jax import storage
 from mlstm_jax.config import Config, from_dict, to_dict
 from mlstm_jax.disk import atomic, is_sealed, locked, parse_json, read_json
 from mlstm_jax.errors import Damaged, UserError
@@ -85,12 +85,23 @@ class Run:
         return self.path / "eval" / task
 
     def steps(self) -> list[int]:
-        """The updates of which there are checkpoints, in order. Raises OSError where that cannot be known."""
-        try:
-            names = os.listdir(self.checkpoints)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        """The updates of which there are checkpoints, in order. Raises OSError where that cannot be known.
+
+        Of a run in a bucket, those that are whole there.
+        """
+        if storage.is_remote(self.path):
+            return storage.steps(self.checkpoints)
+        return sorted(int(name) for name in storage.names(self.checkpoints) if re.fullmatch("0|[1-9][0-9]*", name))
+
+    def fetch(self, update: int, parts: tuple[str, ...]) -> None:
+        """Have these parts of a checkpoint, and its meta, on this machine. FileNotFoundError where it is gone."""
+        if storage.is_remote(self.path):
+            storage.fetch_step(self.checkpoints, update, (*parts, "meta"))
+
+    def withdraw(self, update: int) -> None:
+        """Remove from a bucket a checkpoint that was moved away here."""
+        if storage.is_remote(self.path):
+            storage.drop_step(self.checkpoints, update)
 
     def exists(self) -> bool:
         """Whether the folder is a run. Weights for a model hub have a config.json too, but no batch size in it."""
@@ -100,16 +111,22 @@ class Run:
             text = self.config_file.read_bytes()
             if b'"batch_size"' in text or b'"lanes"' in text:  # the name of version 0.1.0
                 return True
-        return any((self.checkpoint(step) / "meta").is_dir() for step in self.steps())  # its config.json is lost
+        kept = storage.is_remote(self.path)  # then it is not on this machine yet
+        return any(kept or (self.checkpoint(step) / "meta").is_dir() for step in self.steps())  # config.json is lost
 
     def is_free(self) -> bool:
         """Whether a new run may begin here: nothing is in the folder but an old lock."""
-        if not self.path.exists():
-            return True
-        return self.path.is_dir() and all(path.name == ".lock" for path in self.path.iterdir())
+        if not storage.is_remote(self.path) and self.path.exists() and not self.path.is_dir():
+            return False
+        return all(name == ".lock" for name in storage.names(self.path))
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder, which is made where it is missing. Raises UserError where another process trains in it."""
+    def lock(self, keep: int) -> AbstractContextManager[None]:
+        """Hold the folder, which is made where it is missing. Raises UserError where another process trains in it.
+
+        Of a run in a bucket, what is saved meanwhile is sent there, and the newest `keep` checkpoints stay.
+        """
+        if storage.is_remote(self.path):
+            return storage.keeping(self.path, keep)
         self.path.mkdir(parents=True, exist_ok=True)
         return locked(self.path, "trained")
 

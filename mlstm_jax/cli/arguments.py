@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from mlstm_jax import storage
 from mlstm_jax.cli.program import log
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
@@ -29,7 +30,9 @@ def find_config(name: str) -> Path:
     Raises UserError for a name that none of ours has.
     """
     if name.endswith(".py") or os.sep in name:
-        return Path(name)
+        if storage.is_remote(path := storage.local(name)):
+            raise UserError(f"a config is executed, and read from this machine only; copy {name} here first")
+        return path
     if name not in CONFIGS:
         listed = ", ".join(CONFIGS)
         raise UserError(f"no config {name!r}; there are: {listed}. Name a file of your own by its path: ./{name}.py")
@@ -87,7 +90,7 @@ def from_command_line(args: list[str], stored: Callable[[Run], Config | None]) -
         # A config's updates were chosen for its own data, from drawn weights. Fine-tuning data may be few, which
         # trained weights learn by heart when they see them again: in one pass they see none twice.
         default = dataclasses.replace(default, updates=None, epochs=1.0)
-    old = stored(Run(Path(run_dir)))
+    old = stored(Run(storage.local(run_dir)))
     source = named.config or QUICKSTART
     if old and not named.config:
         default = dataclasses.replace(old, run_dir=run_dir)  # the folder may have been moved
@@ -123,10 +126,11 @@ def named(args: list[str]) -> Named:
 def stored_config(run: Run) -> Config | None:
     """The config that a run was started with: its config.json, or where that is lost, what a checkpoint holds of it."""
     error = None
+    storage.fetch(run.config_file)
     try:
         return run.read_config()
     except (FileNotFoundError, NotADirectoryError):
-        if not run.checkpoints.is_dir():
+        if not run.steps() and not run.checkpoints.is_dir():
             return None
     except (ValueError, TypeError, KeyError) as caught:
         error = caught

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mlstm_jax import storage
 from mlstm_jax.cli import program
 from mlstm_jax.corpus import prepare
 from mlstm_jax.errors import UserError
@@ -57,6 +58,9 @@ def main(
         raise UserError("--workers goes without --runner, which has workers of its own")
     if runner and "-" in inputs:
         raise UserError("standard input cannot be read by other machines; name files")
+    out = storage.local(out, "corpus")
+    if runner and storage.is_remote(out):
+        raise UserError("--runner writes into a folder that all its machines see: mount the bucket, and name that")
     out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
     with _spread(workers, runner, runner_options, out) as spread:
         manifest = prepare.prepare(
@@ -66,7 +70,7 @@ def main(
     print(
         f"{reviews['read']:,} reviews read, {reviews['kept']:,} kept, {reviews['empty']:,} empty, "
         f"{reviews['duplicates']:,} duplicates, {reviews['bad']:,} bad"
-        + (printable(f" (see {out / 'bad_lines.jsonl'})") if reviews["bad"] else "")
+        + (printable(f" (see {storage.name(out / 'bad_lines.jsonl')})") if reviews["bad"] else "")
     )
     print(f"{manifest['bytes']:,} bytes in {shards_} shards, validation and test, in {seconds:.1f} seconds")
     program.note(f"Next: {program.command('train', config='amazon', data=out)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mlstm_jax import tasks, unit_record
+from mlstm_jax import storage, tasks, unit_record
 from mlstm_jax.cli import program
 from mlstm_jax.cli.program import log, note
 from mlstm_jax.errors import UserError
@@ -80,6 +80,9 @@ def main(
     """
     if samples < 1 or sample_length < 1:
         raise UserError("--samples and --sample-length must be at least 1")
+    data, out, report = data and storage.local(data), out and storage.local(out), report and storage.new(report)
+    if data:
+        storage.fetch(data)
     page = report and report / "index.html"
     if page is not None and page.exists():
         raise UserError(f"{page} is there already; name another folder with --report")
@@ -87,13 +90,17 @@ def main(
     if also and (others or not over_training):
         raise UserError("several runs are compared with --over-training, and nothing else")
     probe.least_precision(threshold)  # what is wrong with it is said now
-    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), contextlib.ExitStack() as sending:
         from mlstm_jax.inference import language_model
         from mlstm_jax.sentiment import evaluation, sections  # late, as they import jax: --help stays quick
 
         model = language_model.load(run, precision=precision)
         model.require_bytes()
         texts = labelled(task, data, text_key, label_key, positive, negative, encoding)
+        folder = out or model.kept.pictures(texts.name)
+        for written in (model.record_dir, folder):
+            sending.enter_context(storage.sent(written))
+        sending.enter_context(storage.sent(report, is_new=True))
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             if others or over_training:
                 raise UserError(
@@ -105,15 +112,14 @@ def main(
                 part, numbers = sections.of_classes(model, texts, feature)
             sections.show(part)
         elif also:
-            folder = out or model.kept.pictures(texts.name)
-            part = sections.over_training([model.path, *also], texts, model, feature, folder)
+            part = sections.over_training([model.path, *map(storage.local, also)], texts, model, feature, folder)
             sections.show(part)
             numbers = {"tables": {part.title: [part.header or (), *part.rows]}}
-            numbers |= {f"{picture.path.stem}_png": str(picture.path) for picture in part.pictures}
+            numbers |= {f"{picture.path.stem}_png": storage.name(picture.path) for picture in part.pictures}
         else:
             found = evaluation.find(model, texts, feature, threshold)
             record, saved = found.record, unit_record.save(found.record, model.record_dir)
-            folder = report or out or model.kept.pictures(texts.name)
+            folder = report or folder
             parts = []
 
             def add(*new: sections.Section) -> None:
@@ -140,8 +146,9 @@ def main(
                 log(f"wrote {sections.write(parts, f'Unit {record.unit} of {model.name}', record, page)}")
             advise(model, record)
             numbers = unit_record.summary(record) | {"interval_all": probe.interval(found.right_all)}
-            numbers |= {f"{picture.path.stem}_png": str(picture.path) for part in parts for picture in part.pictures}
-            numbers |= {"record": str(saved), "report": page and str(page)}
+            pictures = [picture.path for part in parts for picture in part.pictures]
+            numbers |= {f"{path.stem}_png": storage.name(path) for path in pictures}
+            numbers |= {"record": storage.name(saved), "report": page and storage.name(page)}
             numbers["tables"] = {part.title: [part.header or (), *part.rows] for part in parts[1:] if part.rows}
     if json:
         about = {"weights": model.name, "hidden": model.hidden, "digest": model.digest, "update": model.update}

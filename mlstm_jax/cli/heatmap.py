@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from mlstm_jax import storage
 from mlstm_jax.cli.program import log
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
@@ -42,6 +43,7 @@ def main(
         raise UserError("name texts, or once - for a text on stdin")
     if out is not None and out.suffix not in (".html", ".png"):
         raise UserError(f"--out takes a file .html or .png, not {out}")
+    out = out and storage.new(out)
     if out is not None and out.exists():
         raise UserError(f"{out} is there already; name another file with --out")
     texts = tuple(to_text(sys.stdin.buffer.read()) if text == "-" else text for text in texts)
@@ -53,11 +55,12 @@ def main(
         draw = terminal if coloured else plain
         print(draw(shown, scale, about, min(100, shutil.get_terminal_size().columns)))
         return
-    if out.suffix == ".png":
-        png(shown, scale, about, out)
-    else:
-        with atomic(out) as file:
-            file.write(html_page.page("Byte by byte", [html(shown, scale, about)]).encode())
+    with storage.sent(out, is_new=True):
+        if out.suffix == ".png":
+            png(shown, scale, about, out)
+        else:
+            with atomic(out) as file:
+                file.write(html_page.page("Byte by byte", [html(shown, scale, about)]).encode())
     log(f"wrote {out}")
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from shlex import quote
 
-from mlstm_jax import signals
+from mlstm_jax import signals, storage
 from mlstm_jax.config import Config, MeshConfig, ModelConfig
 from mlstm_jax.errors import UserError
 from mlstm_jax.signals import mute
@@ -26,7 +26,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one; an error, as that of a reader that has gone, is the program's."""
-        print(printable(flags(record.getMessage())), file=sys.stderr)
+        print(printable(storage.shown(flags(record.getMessage()))), file=sys.stderr)
 
 
 def listen(quiet: bool = False) -> None:
@@ -38,7 +38,7 @@ def listen(quiet: bool = False) -> None:
 
 def log(text: str) -> None:
     """Print a line of results; what is not ours in it is shown as `printable` has it."""
-    print(printable(text))
+    print(printable(storage.shown(text)))
 
 
 def note(text: str) -> None:
@@ -95,7 +95,7 @@ def _status(error: BaseException) -> int | str | None:
         line = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         raise error
-    print(printable(f"error: {' '.join(line.splitlines())}"), file=sys.stderr)
+    print(printable(storage.shown(f"error: {' '.join(line.splitlines())}")), file=sys.stderr)
     return 2
 
 
@@ -126,7 +126,7 @@ def announce(record: UnitRecord) -> None:
 def command(program: str, *arguments: str | Path, **parameters: object) -> str:
     """A command to copy: `mlstm PROGRAM ...` where that was started, else one of the three scripts."""
     installed = sys.argv[0].startswith("mlstm ") or program not in SCRIPTS
-    typed = lambda value: as_argument(value) if isinstance(value, Path) else quote(str(value))
+    typed = lambda value: as_argument(storage.name(value)) if isinstance(value, Path) else quote(str(value))
     named = (part for name, value in parameters.items() for part in (_flag(name), typed(value)))
     return " ".join([f"mlstm {program}" if installed else SCRIPTS[program], *map(typed, arguments), *named])
 

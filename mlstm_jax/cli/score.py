@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
+from mlstm_jax import storage
 from mlstm_jax.cli import program, resumable
 from mlstm_jax.corpus.columns import Keys, find_name
 from mlstm_jax.corpus.readers import COMPRESSIONS, KINDS, Source, sources, unchanged
@@ -95,7 +96,10 @@ def main(
         resume: Go on where a run was killed; the result is the same to the byte. What is finished stays as it is.
     """
     found, keys = sources(list(inputs), encoding), Keys(text_key, label_key)
-    file = None if str(out) == "-" else out
+    file = None if str(out) == "-" else storage.local(out)
+    report = report and storage.new(report)
+    if file and storage.is_remote(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     as_json = json or KINDS.get(out.suffix.lower()) == "json"
     _check_options(report, by, columns == "text", as_json and safe_cells)
     _check_output(file, found, resume, report)
@@ -113,18 +117,19 @@ def main(
         record = model.unit_of(task)
     job = Job(found, reading, model, record, layout, min(ROWS, max(64, NUMBERS // model.hidden)), file)
     by_what = "" if record.threshold_by == "accuracy" else f"; threshold by {record.threshold_by}"
-    logger.info(f"{run}: {describe_classes(record.negative, record.positive)}{by_what}")
+    logger.info(f"{model.name}: {describe_classes(record.negative, record.positive)}{by_what}")
     program.announce(record)
     for words in score_rows.renamed(layout):
         logger.warning(words)
     tally, about = Tally(record, len(found) > 1, by), _about(job, keys, encoding)
     place = f" in {file}" if file else ""
-    if file and os.path.lexists(file):  # with --resume alone
-        resumable.require_finished(file, about)
-        _recount(job, file, tally)
-        place += ", which is finished"
-    else:
-        _write(job, about, resume, tally)
+    with storage.sent(file, is_new=True):
+        if file and os.path.lexists(file):  # with --resume alone
+            resumable.require_finished(file, about)
+            _recount(job, file, tally)
+            place += ", which is finished"
+        else:
+            _write(job, about, resume, tally)
     _summarise(tally, place)
     if report is not None:
         _write_page(job, tally, report)
@@ -247,13 +252,13 @@ def _write_page(job: Job, tally: Tally, report: Path) -> None:
     """Write the report."""
     from mlstm_jax.sentiment import score_page  # late, as it imports jax
 
-    sources = [source.name for source in job.found]
+    sources = [storage.name(source.name) for source in job.found]
     with contextlib.redirect_stdout(sys.stderr):
         page = score_page.html(job.model, tally, sources, program.command("score", *sys.argv[1:]))
         if os.path.lexists(report):
             raise UserError(
                 f"{report} has appeared meanwhile; with --resume and another --report nothing is scored again"
             )
-        with atomic(report) as file:
+        with storage.sent(report, is_new=True), atomic(report) as file:
             file.write(page.encode())
     logger.info(f"wrote {report}")

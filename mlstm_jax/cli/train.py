@@ -4,10 +4,9 @@ import glob
 import logging
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlstm_jax import signals
+from mlstm_jax import signals, storage
 from mlstm_jax.cli import arguments, program
 from mlstm_jax.cli.program import log, note
 from mlstm_jax.config import Config
@@ -35,7 +34,7 @@ def run(args: list[str]) -> int:
         raise UserError("--json goes with --plan")
     if config.run_dir is None:
         raise UserError("a run needs a folder; name one with --run-dir")
-    run = Run(Path(config.run_dir))
+    run = Run(storage.local(run_dir := config.run_dir))
     check_folder(run, config, is_new=old is None)
     if old and not config.more_updates and not config.verify:
         from mlstm_jax.cli import train_loop
@@ -53,9 +52,14 @@ def run(args: list[str]) -> int:
     processes.start(config)
     if not processes.is_first():
         signals.mute()  # the first process prints and locks for all
-        return train_loop.train(config, run, data, named)
+        run = Run(storage.local(run_dir, f"process-{processes.number()}"))
+        processes.highest(0)  # what the first one had still to send is there
+        with storage.passing(run.path):
+            return train_loop.train(config, run, data, named)
     describe_data(data, config)
-    with run.lock():
+    run = Run(storage.local(run_dir, "train"))
+    with run.lock(config.keep):
+        processes.highest(0)
         return train_loop.train(config, run, data, named)
 
 
@@ -63,7 +67,8 @@ def check_folder(run: Run, config: Config, is_new: bool) -> None:
     """Raise UserError where no run can be kept in this folder, or its initial weights are missing."""
     if is_new and not run.is_free():
         raise UserError(f"{run.path} exists and is not a run; name a new folder with --run-dir")
-    if is_new and config.init not in (None, "pretrained") and not Path(config.init).exists():
+    first = storage.local(config.init or "")
+    if is_new and config.init not in (None, "pretrained") and not (storage.is_remote(first) or first.exists()):
         raise UserError(f"--init {config.init} does not exist; name a run's folder, or another program's weights")
     path = str(run.path.absolute())
     if glob.escape(path) != path or "\\" in path:  # Orbax takes the name for a pattern, and would not find it again
@@ -74,7 +79,9 @@ def check_folder(run: Run, config: Config, is_new: bool) -> None:
 
 def find_data(config: Config, old: Config | None) -> Config:
     """The config with the whole path of its data. Raises UserError where a run's leads nowhere from here."""
-    data = Path(config.data)
+    data = storage.local(config.data)
+    if storage.is_remote(data):
+        return config
     if data.exists():
         return replace(config, data=str(data.absolute()))
     is_name = config.data in (Config.data, "-") or re.search(r"[:*?[]", config.data)  # tfds:NAME, patterns
@@ -102,7 +109,7 @@ def open_data(config: Config) -> "Data":
                 f"only {len(part)} bytes are held out for {name}, fewer than one for each of {config.eval_batch_size} "
                 "sequences; raise --validation-fraction or lower --eval-batch-size"
             )
-    return Data(corpus, Batches(corpus.train, config.batch_size, config.seq_length))
+    return Data(corpus, Batches(corpus.train, config.batch_size, config.seq_length, corpus.sizes))
 
 
 def verify(data: "Data") -> int:

@@ -36,10 +36,13 @@ class Batches:
     after pass) depends on nothing else, so that one number, the same on any number of processes, is the cursor.
     """
 
-    def __init__(self, shards: Sequence[Bytes], batch_size: int, seq_length: int):
-        """Raises UserError where a shard has fewer bytes than one batch takes."""
+    def __init__(self, shards: Sequence[Bytes], batch_size: int, seq_length: int, sizes: Sequence[int] | None = None):
+        """`sizes` are the bytes of the shards, where they are known; else all are opened.
+
+        Raises UserError where a shard has fewer bytes than one batch takes.
+        """
         self.shards, self.batch_size, self.seq_length = shards, batch_size, seq_length
-        need, sizes = batch_size * seq_length + 1, [len(shard) for shard in shards]
+        need, sizes = batch_size * seq_length + 1, sizes or [len(shard) for shard in shards]
         for number, size in enumerate(sizes):
             if size < need:
                 raise UserError(

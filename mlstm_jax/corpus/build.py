@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlstm_jax import storage
 from mlstm_jax.config import Config
 from mlstm_jax.corpus import packaged, shards
 from mlstm_jax.corpus.batches import Batches, Bytes
 from mlstm_jax.corpus.readers import read_texts
+from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import UserError
 from mlstm_jax.text import EMPTY, frame
 
@@ -25,6 +27,7 @@ class Corpus(NamedTuple):
     summary: str  # one line for people
     notes: tuple[str, ...] = ()  # notes on the data, a line each
     check: Callable[[int], None] = lambda shard: None  # raises UserError where a shard on disk has changed
+    sizes: Sequence[int] | None = None  # bytes of every shard, where they are known without reading
 
 
 class Data(NamedTuple):
@@ -36,7 +39,10 @@ class Data(NamedTuple):
 
 def is_prepared(data: str) -> bool:
     """Whether data are a folder that `mlstm corpus` has made, or was making."""
-    return (Path(data) / "manifest.json").exists() or (Path(data) / ".work").exists()
+    folder = storage.local(data)
+    if storage.is_remote(folder):
+        return "manifest.json" in storage.names(folder)
+    return (folder / "manifest.json").exists() or (folder / ".work").exists()
 
 
 def build(config: Config) -> Corpus:
@@ -92,22 +98,29 @@ def _refuse_reading_options(config: Config, otherwise: str) -> None:
 def _prepared(config: Config) -> Corpus:
     """A folder of shards; its own number of shards and its own held-out parts count, not the config's."""
     _refuse_reading_options(config, "not with a corpus that is prepared")
-    folder = Path(config.data)
+    folder = storage.local(config.data)
     parts = shards.load(folder)
     *train, validation, test = parts
+    storage.fetch(folder, lambda name: name in (f"{validation.name}.bin", f"{test.name}.bin"))
     for part in (validation, test):
         shards.verify(folder, part)
     if config.verify:
         shards.verify_others(folder)
     digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
     summary = (
-        f"{folder}: {sum(part.reviews for part in parts):,} reviews, {sum(part.bytes for part in parts):,} bytes; "
+        f"{config.data}: {sum(part.reviews for part in parts):,} reviews, {sum(part.bytes for part in parts):,} bytes; "
         f"{sum(part.bytes for part in train):,} bytes to train on in {len(train)} shards, "
         f"{validation.bytes:,} for validation, {test.bytes:,} for the test"
     )
-    check = lambda number: shards.verify(folder, train[number])
     held_out = shards.Mapped(folder, [validation, test])
-    return Corpus(shards.Mapped(folder, train), held_out[0], held_out[1], digest, summary, check=check)
+    if storage.is_remote(folder):
+        near = Path(config.cache_dir or cache_dir() / "shards") / digest[:16]
+        trained_on = shards.Fetched(folder, train, near)
+        check = trained_on.fetch
+    else:
+        trained_on, check = shards.Mapped(folder, train), lambda number: shards.verify(folder, train[number])
+    sizes = [part.bytes for part in train]
+    return Corpus(trained_on, held_out[0], held_out[1], digest, summary, check=check, sizes=sizes)
 
 
 def _split(framed: list[bytes], config: Config) -> list[str]:

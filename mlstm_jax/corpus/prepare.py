@@ -26,10 +26,22 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mlstm_jax import storage
 from mlstm_jax.corpus import runs, shards
 from mlstm_jax.corpus.readers import Chunk, Keys, Source, chunks, sources, unchanged
 from mlstm_jax.corpus.shards import FORMAT, Digested, Part
-from mlstm_jax.disk import Unwritable, atomic, is_sealed, locked, read_json, seal, sync_files, sync_folder, unsynced
+from mlstm_jax.disk import (
+    Unwritable,
+    atomic,
+    is_sealed,
+    locked,
+    parse_json,
+    read_json,
+    seal,
+    sync_files,
+    sync_folder,
+    unsynced,
+)
 from mlstm_jax.errors import Damaged, UserError
 from mlstm_jax.signals import undisturbed
 from mlstm_jax.text import printable
@@ -81,16 +93,22 @@ def prepare(
         raise UserError("`seed` must lie between 0 and 2**63 - 1")
     work, finished = out / ".work", out / "manifest.json"
     full = f"{out} holds a corpus already; name a new folder"
-    if finished.exists() and not work.exists():
+    plan = {
+        "format": FORMAT,
+        "options": asdict(options),
+        "sources": [source._asdict() | {"name": storage.name(source.name)} for source in found],
+    }
+    there = set(storage.names(out)) - {".lock"}
+    ours = _is_of(plan, out) if storage.is_remote(out) else work.exists()
+    if finished.name in there and not ours:
         raise UserError(full)
-    strange = out.exists() and not work.exists() and any(path.name != ".lock" for path in out.iterdir())
-    if strange:
+    if there and not ours:
         raise UserError(f"{out} holds something else; name a new folder")
-    plan = {"format": FORMAT, "options": asdict(options), "sources": [source._asdict() for source in found]}
     hint = "when that is put right, the same command goes on from here"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, "prepared"):
+            storage.fetch(finished)
             if finished.exists():  # another process has just finished it, or was killed when it cleared away
                 if not work.exists():
                     raise UserError(full)
@@ -101,11 +119,33 @@ def prepare(
                 manifest = _prepare(found, out, plan, options, spread, on_error, log, progress)
             shutil.rmtree(work)
             (out / ".lock").unlink()
+            if storage.is_remote(out):
+                storage.remove([out / PLAN])
+                shutil.rmtree(out)
             return manifest
     except Unwritable as error:
         raise UserError(f"{error}; {hint}") from None
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or error}; {hint}") from None
+
+
+PLAN = ".plan.json"  # in a bucket, until the corpus is finished: what is being made there
+
+
+def _is_of(plan: dict[str, Any], out: Path) -> bool:
+    """Whether a bucket holds what a killed call has left of the same corpus, here or on another machine."""
+    try:
+        old = parse_json(storage.read(out / PLAN), str(out / PLAN))
+    except (FileNotFoundError, Damaged):
+        return False
+    return is_sealed(old) and all(old.get(name) == value for name, value in plan.items())
+
+
+def _send(path: Path) -> None:
+    """Move a finished file to its bucket, where the corpus lies in one."""
+    if storage.is_remote(path):
+        storage.put(path)
+        path.unlink()
 
 
 def _prepare(
@@ -121,6 +161,8 @@ def _prepare(
     work = out / ".work"
     if _resume_or_start(work, found, plan, log):
         _drop_damaged(work, out, spread, log, progress)
+    if storage.is_remote(out):
+        storage.put(out / PLAN, work / "plan.json")
     counts, bad = _make_runs(found, options, work, spread, on_error, progress)
     written = _write_parts(out, work, options, counts, spread, progress)
     parts, files = [each.part for each in written], {name: sha for each in written for name, sha in each.files.items()}
@@ -128,6 +170,7 @@ def _prepare(
     (out / "bad_lines.jsonl").unlink(missing_ok=True)
     if counts["bad"]:
         os.replace(work / "bad_lines.jsonl", out / "bad_lines.jsonl")
+        _send(out / "bad_lines.jsonl")
         files["bad_lines.jsonl"] = bad
     manifest = plan | {
         "reviews": {
@@ -144,6 +187,9 @@ def _prepare(
     manifest = seal(manifest)
     with atomic(work / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1) + "\n").encode())
+    if storage.is_remote(out):
+        storage.put(out / "manifest.json", work / "manifest.json")
+        return manifest
     sync_files([*(out / f"{part.name}.bin" for part in parts), *(out / name for name in files)])
     sync_folder(out)
     os.replace(work / "manifest.json", out / "manifest.json")
@@ -206,7 +252,12 @@ def _check(name: str, work: Path, out: Path) -> tuple[str, int | None]:
     try:
         written = _read_done(note)
         parts = {f"{written.part.name}.bin": written.part.sha256} | written.files
-        whole = note.stem == written.part.name and all(shards.digest(out / name) == sha for name, sha in parts.items())
+        if storage.is_remote(out):
+            found = storage.files(out / f"{written.part.name}.bin").get("")
+            whole = found is not None and found.size == written.part.bytes
+        else:
+            whole = all(shards.digest(out / name) == sha for name, sha in parts.items())
+        whole = whole and note.stem == written.part.name
     except (Damaged, FileNotFoundError):
         return name, None
     return name, written.part.bytes if whole else None
@@ -386,9 +437,12 @@ def _write_part(name: str, first: int, last: int, out: Path, work: Path, ends: n
         files[f"{name}.labels.jsonl"] = lines.digest()
     else:  # an earlier run, of what came from a pipe, may have had some
         (out / f"{name}.labels.jsonl").unlink(missing_ok=True)
+        if storage.is_remote(out):
+            storage.remove([out / f"{name}.labels.jsonl"])
     # From the work folder, so that of a killed run nothing half-made stays behind.
     for file_name in (f"{name}.bin", *files):
         os.replace(work / file_name, out / file_name)
+        _send(out / file_name)
     part = Part(name, len(reviews), int(reviews[-1]), data.digest())
     with unsynced(note) as file:
         file.write(json.dumps(seal({"part": part._asdict(), "files": files})).encode())

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mlstm_jax import storage
 from mlstm_jax.corpus import line_labels, tables, workbooks
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.lines import COMPRESSIONS, LINE, TOO_LONG, blocks, cut, kept, opened, require_known
@@ -170,6 +171,7 @@ def _identity(name: str) -> tuple[int, int]:
 def _expand(item: str) -> list[Source]:
     if item == "-" or item.startswith("tfds:"):
         return [Source(item, "tfds" if item != "-" else "lines", None, None)]
+    item = storage.fetched(item)
     try:
         if os.path.isdir(item):
             names = _files_in(item)

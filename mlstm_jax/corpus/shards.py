@@ -1,13 +1,16 @@
 """A corpus folder: parts of framed reviews as raw bytes, and a manifest that describes them."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple, overload
 
 import numpy as np
 
+from mlstm_jax import storage
 from mlstm_jax.corpus.batches import Bytes
 from mlstm_jax.disk import is_sealed, read_json
 from mlstm_jax.errors import Damaged, UserError
@@ -52,6 +55,69 @@ class Mapped(Sequence[Bytes]):
         return self._map(range(len(self))[number])
 
 
+class Fetched(Sequence[Bytes]):
+    """The bytes of parts in a bucket, each fetched into a folder of this machine before it is asked for.
+
+    The folder holds the part that is used, the one before it and the next one, which comes while the first is used.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[Part], near: Path):
+        self._folder, self._parts, self._near = folder, parts, near
+        self._pool, self._coming = ThreadPoolExecutor(1), {}
+        self._map = lru_cache(2)(lambda number: np.memmap(self._here(number), np.uint8, "r"))
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, number: int) -> Bytes: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Fetched": ...
+    def __getitem__(self, number: int | slice) -> "Bytes | Fetched":
+        if isinstance(number, slice):
+            return Fetched(self._folder, self._parts[number], self._near)
+        return self._map(range(len(self))[number])
+
+    def _file(self, number: int) -> Path:
+        return self._near / f"{self._parts[number].name}.bin"
+
+    def _here(self, number: int) -> Path:
+        if not self._file(number).is_file():
+            self._get(number)
+        return self._file(number)
+
+    def fetch(self, number: int) -> None:
+        """Have a part here, whole and verified, and begin to fetch the next one. Raises UserError where it differs."""
+        coming = self._coming.pop(number, None)
+        coming.result() if coming else self._get(number)
+        following = (number + 1) % len(self)
+        kept = {self._file(each).name for each in (number - 1, number, following)}
+        for file in self._near.glob("*.bin"):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+        if following not in self._coming:
+            self._coming = {following: self._pool.submit(self._get, following)}
+
+    def _get(self, number: int) -> None:
+        part, file = self._parts[number], self._file(number)
+        if _is_whole(file, part):
+            return
+        try:
+            storage.get(self._folder / file.name, file)
+        except FileNotFoundError:
+            raise UserError(f"{self._folder / file.name} is missing; make the corpus again") from None
+        if not _is_whole(file, part):
+            file.unlink(missing_ok=True)
+            raise UserError(f"{self._folder / file.name} is not as it was written: its SHA-256 differs")
+
+
+def _is_whole(file: Path, part: Part) -> bool:
+    try:
+        return file.stat().st_size == part.bytes and digest(file) == part.sha256
+    except FileNotFoundError:
+        return False
+
+
 class Digested:
     """A binary file that is being written, and the SHA-256 of all that was."""
 
@@ -78,6 +144,7 @@ class Manifest(NamedTuple):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a corpus folder; raises UserError where there is none, Damaged where it is not as written."""
     path = folder / "manifest.json"
+    storage.fetch(path)
     if not path.is_file():
         raise UserError(f"{folder} holds no manifest.json: it is no corpus, or one that was never finished")
     data = read_json(path, {"format": int, "options": dict, "parts": list})
@@ -103,12 +170,15 @@ def load(folder: Path) -> list[Part]:
     Raises UserError, with the part's name, for one that is missing or not of the size in the manifest.
     """
     parts = read_manifest(folder).parts
+    if storage.is_remote(folder):
+        sizes = {name: entry.size for name, entry in storage.files(folder).items()}
+    else:
+        sizes = {file.name: file.stat().st_size for file in os.scandir(folder) if file.is_file()}
     for part in parts:
         file = folder / f"{part.name}.bin"
-        if not file.is_file():
+        if file.name not in sizes:
             raise UserError(f"{file} is missing; make the corpus again")
-        size = file.stat().st_size
-        if size != part.bytes:
+        if (size := sizes[file.name]) != part.bytes:
             raise UserError(f"{file} has {size:,} bytes, and should have {part.bytes:,}; make the corpus again")
     return parts
 
@@ -121,6 +191,7 @@ def verify(folder: Path, part: Part) -> None:
 def verify_others(folder: Path) -> None:
     """Raise UserError unless a corpus's ends, labels and bad lines are those that were written."""
     for name, sha in read_manifest(folder).files.items():
+        storage.fetch(folder / name)
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; make the corpus again")
         _verify(folder / name, sha)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
-from mlstm_jax import unit_record
+from mlstm_jax import storage, unit_record
 from mlstm_jax.config import Precision
 from mlstm_jax.disk import cache_dir
 from mlstm_jax.errors import UserError
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 Clamp = Mapping[int, float]  # unit -> value of its cell state
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the model that comes with the package
+UNREAD = (".lock", "checkpoints", "damaged", "features", "profile", "tensorboard", "eval")  # of a run
 SHOWN = 5  # of what is no text, how many are named
 
 
@@ -60,7 +61,9 @@ def load(
     """
     chosen = None if precision == "auto" else precision
     path = resolved(path)
-    run = Run(path)
+    run, is_read = Run(path), lambda name: name.split("/")[0] not in UNREAD
+    if storage.is_remote(path) and not storage.fetch(path, is_read):
+        raise UserError(f"{storage.name(path)} holds nothing")
     if not run.exists():
         if update is not None:
             raise UserError(f"{path} is not a run: it holds no checkpoint {update}")
@@ -84,7 +87,7 @@ def load(
 
 def resolved(path: str | Path | None) -> Path:
     """The path that `load` opens. Raises UserError where None finds nothing."""
-    path = _newest() if path is None else Path(path)
+    path = _newest() if path is None else storage.local(path)
     return PRETRAINED if path == Path("pretrained") and not path.exists() else path
 
 
@@ -175,7 +178,7 @@ class LanguageModel:
     @property
     def name(self) -> str:
         """What opens it: its path, or "pretrained"."""
-        return "pretrained" if self.path == PRETRAINED else str(self.path)
+        return "pretrained" if self.path == PRETRAINED else storage.name(self.path)
 
     @property
     def record_dir(self) -> Path:
@@ -378,7 +381,7 @@ class LanguageModel:
         """
         params = self.params if dtype == "float32" else _rounded(self.params)
         digest = checkpoint.digest(params)
-        path, records = Path(path), unit_record.found(self.record_dirs, digest)
+        path, records = storage.new(path), unit_record.found(self.record_dirs, digest)
         about = {
             "library": "mlstm_jax",
             "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
@@ -388,7 +391,8 @@ class LanguageModel:
             "update": self.update,
             "validation_bits_per_byte": self.validation_bits_per_byte,
         }
-        formats.write(params, path, format, about, records, dtype)
+        with storage.sent(path, is_new=True):
+            formats.write(params, path, format, about, records, dtype)
 
     def _clamp(self, clamp: Clamp | None) -> Held | None:
         """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""

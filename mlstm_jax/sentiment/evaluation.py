@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mlstm_jax import progress
+from mlstm_jax import progress, storage
 from mlstm_jax.config import Precision
 from mlstm_jax.disk import atomic
 from mlstm_jax.errors import UserError
@@ -269,6 +269,7 @@ def over_training(
     included. Raises UserError where there is none.
     """
     run, found = Run(path), []
+    storage.fetch(run.path, lambda name: name in (run.config_file.name, run.metrics_file.name))
     splits = [Split(split.texts[:MOST], split.labels[:MOST]) for split in (task.train, task.dev, task.test)]
     updates = spaced(run.steps(), checkpoints)
     if not updates:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
+from mlstm_jax import storage
 from mlstm_jax.corpus.columns import Keys
 from mlstm_jax.corpus.readers import Chunk, Source, chunks, parse
 from mlstm_jax.errors import UserError
@@ -68,7 +69,8 @@ def _reviews(chunk: Chunk, found: list[Source], phrase: Callable[[str], str]) ->
         framed = EMPTY if wrong else frame(text)
         note = f"not readable: {phrase(wrong)}" if wrong else "empty" if framed == EMPTY else None
         kept = {chunk.keys.text or "text": text} if wrong and not cells else cells
-        yield Review(found[chunk.source].name, line, text, label, note, framed, chunk.read / len(rows), kept)
+        name = storage.name(found[chunk.source].name)
+        yield Review(name, line, text, label, note, framed, chunk.read / len(rows), kept)
 
 
 def _known(reviews: Iterator[Review], names: list[str], log: Callable[[str], None]) -> Iterator[Review]:

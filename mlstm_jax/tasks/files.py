@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlstm_jax import storage
 from mlstm_jax.corpus.columns import LABEL_KEYS, Keys
 from mlstm_jax.corpus.packaged import split_of
 from mlstm_jax.corpus.readers import (
@@ -74,14 +75,14 @@ def from_file(
     and train texts that are in dev or test. Raises UserError for what cannot be read, for no label, one class, more
     than 100, two of which it is not known which is positive, and too few texts of a class.
     """
-    keys, where = Keys(text_key, label_key), str(path)
+    keys, where = Keys(text_key, label_key), storage.fetched(str(path))
     if where.startswith("tfds:"):
         if where.count(":") != 1:
             raise UserError(f"{where}: name no split; train and test are taken")
         (train,), (test,) = (sources([f"{where}:{split}"]) for split in ("train", "test"))
         found = {"test": test, "train": train}
-    elif Path(path).is_dir():
-        found = _files_of(Path(path), encoding)
+    elif Path(where).is_dir():
+        found = _files_of(Path(where), encoding)
     else:
         files = sources([where], encoding)
         if len(files) != 1:

@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from mlstm_jax import storage
 from mlstm_jax.config import Config, from_dict, to_dict
 from mlstm_jax.disk import read_json
 from mlstm_jax.errors import UserError
@@ -118,6 +119,9 @@ class Saver:
 
     def __init__(self, run: Run, keep: int, log: Callable[[str], None] = print, mesh: Mesh | None = None):
         self.run, self.keep, self.log, self.mesh = run, keep, log, mesh
+        self.gathers = _gathers(run)
+        if self.gathers:
+            self.mesh = None
         self.place: int | None = None  # of the folder on its disk
         self.manager: ocp.CheckpointManager | None = None
         self.saving: int | None = None  # the update that is being saved
@@ -147,7 +151,8 @@ class Saver:
     def _start(self, state, meta):
         """Begin to save; whether that went well."""
         step = int(state.update)
-        self._require_folder()
+        if not self.gathers or processes.is_first():
+            self._require_folder()
         params, train = _parts(state)
         if not _all_finite((params, train)):
             raise UserError(
@@ -157,6 +162,10 @@ class Saver:
                 run_dir=self.run.path,
             )
         fields = _to_json(meta._replace(update=step), {"params": fingerprint(params), "train": fingerprint(train)})
+        if self.gathers:
+            params, train = processes.gathered((params, train))
+            if not processes.is_first():
+                return True
         args = {
             "params": ocp.args.StandardSave(params),
             "train": ocp.args.StandardSave(train),
@@ -174,8 +183,12 @@ class Saver:
 
     def _open(self):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(self.keep), cleanup_tmp_directories=True
+            preservation_policy=checkpoint_managers.LatestN(self.keep),
+            cleanup_tmp_directories=True,
+            **({"multiprocessing_options": _alone(), "create": False} if self.gathers else {}),
         )
+        if self.gathers:
+            self.run.checkpoints.mkdir(exist_ok=True)
         return ocp.CheckpointManager(self.run.checkpoints, options=options)
 
     def _settle(self):
@@ -290,19 +303,38 @@ def restore(run: Run, log: Callable[[str], None], mesh: Mesh | None = None) -> C
     A damaged one is named through `log` and moved out of the way, into `damaged/`, so that its update can be saved
     again. Raises UserError where every checkpoint is damaged, or one cannot be read now; then nothing is moved.
     """
-    found, damaged = _newest_whole(run, log, ("params", "train"), mesh)
+    gathers = _gathers(run)
+    found, damaged = _newest_whole(run, log, ("params", "train"), None if gathers else mesh)
     for step in damaged if processes.is_first() else ():
         aside = run.damaged / str(step)
         aside.parent.mkdir(exist_ok=True)
         while aside.exists():
             aside = aside.with_name(aside.name + "+")
-        os.replace(run.checkpoint(step), aside)
+        with suppress(FileNotFoundError):  # of one in a bucket there may be nothing here
+            os.replace(run.checkpoint(step), aside)
+        run.withdraw(step)
         log(f"checkpoint {step} was moved to {aside}")
     processes.highest(0)  # no process goes on before that is done
     if found is None:
         return None
     parts, meta = found
+    if gathers and mesh is not None:
+        whole = dict(zip(("params", "train"), _parts(updates.shapes(meta.config, mesh).state), strict=True))
+        parts = sharding.spread_tree(parts, jax.tree.map(lambda shape: shape.sharding, whole))
     return Checkpoint(TrainState(params=parts["params"], **parts["train"]), meta)
+
+
+def _gathers(run: Run) -> bool:
+    """Whether every process has a folder of its own for this run, where the first one saves, and each restores, all."""
+    return storage.is_remote(run.path) and jax.process_count() > 1
+
+
+def _alone():
+    """Orbax without the other processes."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
 
 
 def load_params(run: Run, log: Callable[[str], None], update: int | None = None) -> tuple[parameters.Params, Meta]:
@@ -330,6 +362,7 @@ def _newest_whole(
     for step in reversed(among):
         path = run.checkpoint(step)
         try:
+            run.fetch(step, names)
             return _patiently(lambda path=path: _load(path, names, mesh), path), damaged
         except UserError:
             raise
@@ -399,7 +432,10 @@ def _cause(error):
 
 
 def _load(step_dir, names, mesh):
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    options = _alone() if mesh is None and jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+    composite = ocp.CompositeOptions(multiprocessing_options=options)
+    handler = ocp.CompositeCheckpointHandler(composite_options=composite)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
         fields = reader.restore(step_dir, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if _meta_digest(fields) != fields["digests"]["meta"]:
             raise ValueError("meta does not match its digest")
@@ -456,6 +492,7 @@ def saved_meta(run: Run) -> Meta | None:
     """
     for step in reversed(run.steps()):
         with suppress(UserError, OSError, TypeError, KeyError):
+            run.fetch(step, ())
             meta = read_json(run.checkpoint(step) / "meta" / "metadata", {"config": dict, "digests": dict})
             if _meta_digest(meta) == meta["digests"]["meta"]:
                 return _from_json(meta)

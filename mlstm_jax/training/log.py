@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mlstm_jax import storage
 from mlstm_jax.disk import seal
 from mlstm_jax.progress import is_quiet
 from mlstm_jax.run import Run
@@ -85,7 +86,7 @@ class Log:
 
     def warn(self, text: str) -> None:
         """One line that is always shown."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(storage.shown(text)), markup=False, highlight=False, soft_wrap=True)
 
     def tick(self, update: int) -> None:
         """Move the bar."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,6 +111,16 @@ def is_first_named(config: Config) -> bool:
 def is_first() -> bool:
     """Whether this process writes what is written once: logs, config, pictures."""
     return jax.process_index() == 0
+
+
+def number() -> int:
+    """This process's number, from 0."""
+    return jax.process_index()
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays that are spread over all processes, whole and on the host; one after the other, to take less memory."""
+    return jax.tree.map(lambda array: multihost_utils.process_allgather(array, tiled=True), tree)
 
 
 def highest(number: int) -> int:
