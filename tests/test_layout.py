@@ -15,7 +15,7 @@ from mlstm_jax.cli.program import PARAMETERS
 # A room imports only from rooms that stand to its right, and from itself.
 ORDER = (
     "cli demo sentiment planning inference report weights training tasks corpus model unit_record run hardware config "
-    "progress disk text signals errors"
+    "progress storage disk text signals errors"
 ).split()
 
 

@@ -1,12 +1,11 @@
 """One run by several processes: the same figures, one log, and an end that all of them come to."""
 
 import signal
-import socket
 
 import jax
 import pytest
 
-from helpers.programs import assert_same_figures, end, figures, train
+from helpers.programs import assert_same_figures, end, figures, free_port, train, two
 from mlstm_jax.cli import train as cli_train
 from mlstm_jax.config import Config
 from mlstm_jax.errors import UserError
@@ -14,20 +13,6 @@ from mlstm_jax.run import Run
 from mlstm_jax.training import processes
 
 SPREAD = "--mesh.data 1 --mesh.fsdp 2 --mesh.model 2".split()
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def two(reviews, run_dir, *arguments, at=(None, None), timeout=240):
-    """Run by two processes of two devices each."""
-    port = free_port()
-    named = lambda number: ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(number)]
-    started = (train(reviews, run_dir, *arguments, *named(n), devices=2, at=at[n]) for n in (0, 1))
-    return end(*started, timeout=timeout)
 
 
 def two_by_slurm(reviews, run_dir, *arguments):

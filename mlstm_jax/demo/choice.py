@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlstm_jax import unit_record
+from mlstm_jax import storage, unit_record
 from mlstm_jax.demo.reading import Reader
 from mlstm_jax.demo.writing import Writer
 from mlstm_jax.inference import language_model
@@ -37,7 +37,7 @@ def offered(named: Path, runs: Path = Path("runs")) -> dict[str, Path]:
     if packaged.exists() and not Path("pretrained").exists():
         others.append(packaged)
     found = [named, *(path for path in others if path.resolve() != named.resolve())]
-    return {"pretrained" if path == packaged else str(path): path for path in found}
+    return {"pretrained" if path == packaged else storage.name(path): path for path in found}
 
 
 @lru_cache(maxsize=2)

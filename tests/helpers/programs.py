@@ -1,6 +1,7 @@
 """Programs in processes of their own: train.py, with as many devices as a test asks for."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,13 @@ def start(command, devices, **more):
     return process, out, err
 
 
+def free_port():
+    """A port on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
 def train(reviews, run_dir, *arguments, devices=1, at=None, **more):
     """Start train.py on a short run; `at` is a batch at which it sends itself a signal, and the signal."""
     script = [ROOT / "train.py"] if at is None else ["-m", "helpers.signalled_training", *map(int, at)]
@@ -82,6 +90,14 @@ def end(*started, timeout=240):
                 texts.append(file.read())
         ended.append(Ended(process.returncode, *texts))
     return ended
+
+
+def two(reviews, run_dir, *arguments, at=(None, None), more=({}, {}), timeout=240):
+    """Run by two processes of two devices each; `more` is in the environment of each."""
+    port = free_port()
+    named = lambda number: ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(number)]
+    started = (train(reviews, run_dir, *arguments, *named(n), devices=2, at=at[n], **more[n]) for n in (0, 1))
+    return end(*started, timeout=timeout)
 
 
 def figures(run_dir, name):
