@@ -413,16 +413,23 @@ def _steps_here(folder: Path) -> list[int]:
 
 
 def fetch_step(folder: Path, step: int, parts: Iterable[str]) -> None:
-    """Fetch the named parts of a checkpoint. Raises FileNotFoundError where it has made way for a newer one."""
+    """Fetch the named parts of a checkpoint.
+
+    Raises FileNotFoundError where it has made way for a newer one, or is not whole in the bucket.
+    """
     listed, known = json.loads(read(folder / f"{step}.json"))["files"], steps(folder)
     for gone in (each for each in _steps_here(folder) if each not in known):
         shutil.rmtree(folder / str(gone), ignore_errors=True)
     other = [part for part in ("params", "train", "meta") if part not in parts]
-    fetch(folder / str(step), lambda each: each in listed and each.split("/")[0] not in other)
-    for each, size in listed.items():
+    sizes = {each: size for each, size in listed.items() if each.split("/")[0] not in other}
+    fetch(folder / str(step), lambda each: each in sizes)
+    for each, size in sizes.items():
         file = folder / str(step) / each
-        if each.split("/")[0] not in other and not (file.is_file() and file.stat().st_size == size):
-            raise FileNotFoundError(errno.ENOENT, "is missing", name(file))
+        is_whole = lambda file=file, size=size: file.is_file() and file.stat().st_size == size
+        if not is_whole():
+            get(file, file)  # once more, since what was only not fetched is no damage
+        if not is_whole():
+            raise FileNotFoundError(errno.ENOENT, "is not as it was sent", name(file))
 
 
 def drop_step(folder: Path, step: int) -> None:
