@@ -25,6 +25,7 @@ from mlstm_jax.inference import language_model
 from mlstm_jax.report import html_page
 from mlstm_jax.run import Run
 from mlstm_jax.sentiment import clamp_effect, controls, evaluation, probe
+from mlstm_jax.tasks.sets import Split
 
 
 class Model:
@@ -435,9 +436,22 @@ def test_several_runs_are_compared_over_training_and_nothing_else(tmp_path, caps
     (_, *rows) = found["tables"]["The unit over training"]
     assert [row[:2] for row in rows] == [["8", "3"], ["8", "6"], ["16", "3"], ["16", "6"]]
     assert Path(found["over_training_png"]).stat().st_size > 1000
+    other = shutil.copytree(tmp_path / "8", tmp_path / "copy/8")
+    evaluate.main(tmp_path / "8", (other,), task=task, over_training=True, json=True)
+    (_, *rows) = json.loads(capsys.readouterr().out)["tables"]["The unit over training"]
+    assert {row[0] for row in rows} == {str(tmp_path / "8"), str(other)}, "of the same name, by their whole paths"
     for others in (dict(), dict(over_training=True, controls=True)):
         with pytest.raises(UserError, match="--over-training, and nothing else"):
             evaluate.main(*runs, task=task, **others)
+
+
+def test_of_texts_in_order_of_their_class_both_are_taken():
+    split = Split([f"text {i}" for i in range(3000)], np.repeat([0, 1], [2000, 1000]))
+    some = evaluation.thinned(split)
+    assert len(some.texts) == len(set(some.texts)) == evaluation.MOST
+    assert [split.labels[int(text.split()[1])] for text in some.texts] == some.labels.tolist()
+    assert some.labels.mean() == pytest.approx(1 / 3, abs=0.01)
+    assert evaluation.thinned(some).texts == some.texts
 
 
 @settings(deadline=None)

@@ -260,8 +260,9 @@ def over_training(runs: Mapping[str, Curve], path: Path, title: str, guessing: M
     """
     accuracy = "test accuracy\n(dashed: all units)"
     figure, (above, below) = _figure(title, "validation bits per byte", accuracy, accuracy, same_x=False)
-    above.set_xlabel("bytes read (shaded: 95 % intervals of the best unit alone)")
+    above.set_xlabel("text read (shaded: 95 % intervals of the best unit alone)")
     above.set_xscale("log")
+    above.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} MB")
     below.invert_xaxis()
     for number, (name, curve) in enumerate(runs.items()):
         colour = COLOURS[number % len(COLOURS)]

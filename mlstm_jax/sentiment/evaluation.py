@@ -263,14 +263,14 @@ MOST = 1000  # texts of each split that every checkpoint reads
 def over_training(
     path: Path, task: Task, feature: Feature, precision: Precision, checkpoints: int = 12
 ) -> list[Checkpoint]:
-    """A run's model at `checkpoints` of those that it keeps, on the first `MOST` texts of each split of a task.
+    """A run's model at `checkpoints` of those that it keeps, on the `thinned` splits of a task.
 
     The probe and the best unit are found anew at each. The checkpoints lie a factor of about 1.5 apart, the last
     included. Raises UserError where there is none.
     """
     run, found = Run(path), []
     storage.fetch(run.path, lambda name: name in (run.config_file.name, run.metrics_file.name))
-    splits = [Split(split.texts[:MOST], split.labels[:MOST]) for split in (task.train, task.dev, task.test)]
+    splits = [thinned(split) for split in (task.train, task.dev, task.test)]
     updates = spaced(run.steps(), checkpoints)
     if not updates:
         raise UserError(f"{run.path} is no run with checkpoints")
@@ -291,6 +291,12 @@ def over_training(
     if not found:
         raise UserError(f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
     return found
+
+
+def thinned(split: Split, most: int = MOST) -> Split:
+    """At most `most` texts, evenly spaced: a task may have its texts in order of their class."""
+    rows = np.linspace(0, len(split.texts) - 1, min(most, len(split.texts))).astype(int)
+    return Split([split.texts[row] for row in rows], split.labels[rows])
 
 
 def spaced(updates: Sequence[int], most: int, factor: float = 1.5) -> list[int]:

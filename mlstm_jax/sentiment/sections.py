@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from mlstm_jax import unit_record
+from mlstm_jax import storage, unit_record
 from mlstm_jax.disk import atomic
 from mlstm_jax.inference.encode import Feature
 from mlstm_jax.inference.language_model import LanguageModel
@@ -30,7 +30,7 @@ from mlstm_jax.unit_record import UnitRecord, describe_classes, is_weak, verdict
 NAMES: dict[Feature, str] = {"cell": "cell state", "tanh_cell": "tanh of the cell state", "hidden": "hidden state"}
 SHORT = 1000  # characters of a text that is shown byte by byte
 SAMPLES = 3  # of each value of the clamp that are shown side by side
-INTERVAL = "In brackets: 95 % intervals, from resampled test texts."
+INTERVAL = "In brackets: 95 % intervals (Wilson)."
 
 
 class Picture(NamedTuple):
@@ -200,10 +200,11 @@ def label_efficiency(found: Found, folder: Path) -> Section:
 
 def over_training(runs: Sequence[Path], task: Task, model: Model, feature: Feature, folder: Path) -> Section:
     """The best unit and all units at checkpoints of runs, each read in the model's precision."""
-    curves, rows = {}, []
+    curves, rows, names = {}, [], [path.name for path in runs]
     for path in runs:
+        name = path.name if names.count(path.name) == 1 else storage.name(path)
         checkpoints = evaluation.over_training(path, task, feature, model.precision)
-        curves[path.name] = plots.Curve(
+        curves[name] = plots.Curve(
             np.array([one.bytes_read for one in checkpoints]),
             np.array([one.bits_per_byte for one in checkpoints]),
             _accuracies([one.right_all for one in checkpoints]),
@@ -211,15 +212,15 @@ def over_training(runs: Sequence[Path], task: Task, model: Model, feature: Featu
         )
         bits = lambda one: "" if np.isnan(one.bits_per_byte) else f"{one.bits_per_byte:.4f}"
         rows += [
-            (path.name, f"{one.update:,}", f"{one.bytes_read / 1e6:,.1f}", bits(one))
+            (name, f"{one.update:,}", f"{one.bytes_read / 1e6:,.1f}", bits(one))
             + (percent(one.right_all), percent(one.right_alone), str(one.unit))
             for one in checkpoints
         ]
     title = f"The best unit of {', '.join(curves)} on {task.name} while it was trained"
-    majority = probe.majority(task.train.labels[: evaluation.MOST], task.test.labels[: evaluation.MOST])
+    majority = probe.majority(evaluation.thinned(task.train).labels, evaluation.thinned(task.test).labels)
     draw = partial(plots.over_training, curves, title=title, guessing=guessing(majority))
     words = (
-        f"On the first {evaluation.MOST:,} texts of each split, at checkpoints a factor of about 1.5 apart. At each, "
+        f"On {evaluation.MOST:,} texts of each split at most, at checkpoints a factor of about 1.5 apart. At each, "
         "the probe is fitted anew, and the best unit is the one most accurate alone on the training texts. Bits per "
         "byte are interpolated between two scorings."
     )
