@@ -182,6 +182,7 @@ def test_weights_inputs_and_outputs_in_a_bucket(place, run_here, tmp_path):
     assert again.status == 2 and again.err.count("\n") == 1 and "is there already" in again.err
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run_in_a_bucket(s3, reviews, machine, tmp_path):
     run_dir, mesh = f"{s3}/run", ["--mesh.data", "2", "--mesh.fsdp", "2"]
     hosts = [{"XDG_CACHE_HOME": machine(f"host{number}")} for number in (0, 1)]
