@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mkdocs.structure.files import File, Files
 
-PAGES = ("*.md", "docs/*.md", "docs/*.png", "benchmarks/*.md", "examples/*.ipynb")
+MODEL = ("mlstm_jax/pretrained/README.md", "mlstm_jax/pretrained/LICENSE-weights")
+PAGES = ("*.md", "docs/*.md", "docs/*.png", "benchmarks/*.md", "examples/*.ipynb", *MODEL)
 
 
 def on_files(files, config):

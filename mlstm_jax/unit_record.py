@@ -45,7 +45,7 @@ class UnitRecord:
     b: float
     c: float
     """Inverse strength of the probe's L1 penalty."""
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...] = dataclasses.field(repr=False)
     """The probe: a text is positive where features @ coefficients + intercept > 0."""
     intercept: float
     accuracy_all: float

@@ -381,6 +381,11 @@ def test_the_model_of_the_package_opens_by_name_and_where_there_is_no_run(plante
     assert shipped.unit == record and shipped.unit_of("sst") == newer
     unit_record.save(dataclasses.replace(record, task="mine"), shipped.record_dir)
     assert shipped.unit == record and shipped.unit_of("mine").task == "mine"
+    (tmp_path / "package/LICENSE-weights").write_text("for research")
+    shipped.save(tmp_path / "copy")
+    copy = mlstm_jax.load(tmp_path / "copy")
+    assert copy.unit == record and (tmp_path / "copy/LICENSE-weights").read_text() == "for research"
+    assert "The licence of these weights is in LICENSE-weights." in (tmp_path / "copy/README.md").read_text()
     assert shipped.name == "pretrained" and mlstm_jax.load(tmp_path / "package").name == "pretrained"
     assert json.loads((tmp_path / "package/units/sst.json").read_text())["threshold"] == record.threshold
     LanguageModel(parameters.init(ModelConfig(hidden=8, embed=4), 0), tmp_path).save(tmp_path / "pretrained")

@@ -95,6 +95,8 @@ def main(
         by: A column of the input; the page has the mean value for each of its values. Dates are taken by month.
         resume: Go on where a run was killed; the result is the same to the byte. What is finished stays as it is.
     """
+    if not inputs:
+        raise UserError(f"nothing to read; name files after RUN, as in: {program.command('score', 'pretrained', run)}")
     found, keys = sources(list(inputs), encoding), Keys(text_key, label_key)
     file = None if str(out) == "-" else storage.local(out)
     report = report and storage.new(report)

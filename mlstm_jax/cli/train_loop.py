@@ -1,5 +1,6 @@
 """Training itself: prepare (a new state, or a restored one), fit (updates, and what is due between them), finish."""
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -129,6 +130,8 @@ def prepare(config: Config, run: Run, data: Data, named: Named) -> Training:
         extend(training)
     if processes.is_first():
         run.write_config(kept)  # not before all that could refuse it
+        for file in first.licences if first else ():
+            shutil.copy(file, run.path)  # what is learnt from weights is given out as they are
     return training
 
 

@@ -168,17 +168,31 @@ class LanguageModel:
         return Run(cache_dir() / self.digest[:16])
 
     @property
+    def _beside(self) -> Path:
+        return Run(self.path if self.path.is_dir() else self.path.parent).unit_records
+
+    @property
     def record_dirs(self) -> list[Path]:
         """Where records of found units lie: beside our own weights, saved ones too, and where pictures are `kept`."""
-        beside = self.path if self.path.is_dir() else self.path.parent
-        ours = self.is_run or (beside / "config.json").is_file()
-        found = list(dict.fromkeys([Run(beside).unit_records] * ours + [self.kept.unit_records]))
+        ours = self.is_run or (self._beside.parent / "config.json").is_file()
+        found = list(dict.fromkeys([self._beside] * ours + [self.kept.unit_records]))
         return found[::-1] if self.path == PRETRAINED else found  # nothing is written into the package
 
     @property
     def name(self) -> str:
         """What opens it: its path, or "pretrained"."""
         return "pretrained" if self.path == PRETRAINED else storage.name(self.path)
+
+    @property
+    def licences(self) -> list[Path]:
+        """Files beside the weights that say under which licence they are given out: LICENSE..."""
+        return sorted(self.path.glob("LICENSE*")) if self.path.is_dir() else []
+
+    @property
+    def _own_records(self) -> list[Path]:
+        """Where the records lie that go with the weights: beside them where there are any, whatever else was found."""
+        beside = self._beside in self.record_dirs and any(self._beside.glob("*.json"))
+        return [self._beside] if beside else self.record_dirs
 
     @property
     def record_dir(self) -> Path:
@@ -193,10 +207,10 @@ class LanguageModel:
         return self.unit_of()
 
     def unit_of(self, task: str | None = None) -> UnitRecord:
-        """The record of the unit that was found on a task; None is the only one, or the one that came with the model of
-        the package: it stays that, whatever else is evaluated."""
-        came = self.path == PRETRAINED and task is None
-        record = unit_record.load([Run(PRETRAINED).unit_records] if came else self.record_dirs, self.digest, task)
+        """The record of the unit that was found on a task; None is the only one beside the weights, as that which came
+        with the package's model, or else the only one."""
+        folders = self.record_dirs if task else self._own_records
+        record = unit_record.load(folders, self.digest, task)
         self.require_unit(record.unit)
         return record
 
@@ -378,10 +392,11 @@ class LanguageModel:
 
         The last comes with config.json, a model card and the records of found units, ready for a model hub. In
         bfloat16, which it alone takes, it is half as large; weights that this rounds are others, and have no records.
+        Licence files that lie beside the weights go along.
         """
         params = self.params if dtype == "float32" else _rounded(self.params)
         digest = checkpoint.digest(params)
-        path, records = storage.new(path), unit_record.found(self.record_dirs, digest)
+        path, records = storage.new(path), unit_record.found(self._own_records, digest)
         about = {
             "library": "mlstm_jax",
             "model": dict(hidden=self.hidden, embed=self.embed, inputs=self.inputs, outputs=self.outputs),
@@ -392,7 +407,7 @@ class LanguageModel:
             "validation_bits_per_byte": self.validation_bits_per_byte,
         }
         with storage.sent(path, is_new=True):
-            formats.write(params, path, format, about, records, dtype)
+            formats.write(params, path, format, about, records, dtype, self.licences)
 
     def _clamp(self, clamp: Clamp | None) -> Held | None:
         """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""

@@ -1,15 +1,18 @@
 """The model card: what is known of weights, as the README.md of a model hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlstm_jax.text import printable
 from mlstm_jax.unit_record import describe_classes
 
 
-def card(about: Mapping[str, Any]) -> str:
-    """A model card for a hub, from what is known of the weights; what is not known is said to be so."""
+def card(about: Mapping[str, Any], licences: Sequence[str] = ()) -> str:
+    """A model card for a hub, from what is known of the weights; what is not known is said to be so.
+
+    `licences` are the names of the files beside it under which the weights are given out.
+    """
     unknown = "not known"
     size, units = about["model"], about["units"]
     of_bytes = size["inputs"] == size["outputs"] == 256
@@ -28,6 +31,7 @@ def card(about: Mapping[str, Any]) -> str:
         else f"A multiplicative LSTM (Krause et al. 2016, arXiv 1609.07959) that reads {size['inputs']} symbols and "
         f"predicts {size['outputs']}, to be opened with `mlstm_jax.load(FOLDER)` and read with `model.read(ids)`.",
         "",
+        *(f"The licence of these weights is in {_cell(name)}.\n" for name in licences),
         "| | |",
         "| --- | --- |",
         f"| hidden units | {size['hidden']:,} |",

@@ -313,11 +313,12 @@ def write(
     about: dict[str, Any],
     records: Sequence[UnitRecord],
     dtype: Precision = "float32",
+    licences: Sequence[Path] = (),
 ) -> None:
     """Write a new folder in the given format, whole or not at all; UserError where there is something already.
 
     `about` is what is known of the weights; safetensors come with it as config.json and as a model card, and with the
-    records of found units. Of bfloat16, the parameters are those that it holds.
+    records of found units. Of bfloat16, the parameters are those that it holds. `licences` are copied.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; name a new folder")
@@ -341,12 +342,14 @@ def write(
         else:
             about = about | {"units": [unit_record.summary(record) for record in records]}
             (temporary / "config.json").write_text(json.dumps(seal(about), indent=2) + "\n", encoding="utf-8")
-            (temporary / "README.md").write_text(card(about), encoding="utf-8")
+            (temporary / "README.md").write_text(card(about, [file.name for file in licences]), encoding="utf-8")
             safetensors.numpy.save_file(held, temporary / "model.safetensors")
             # safetensors writes for the owner alone.
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
             for record in records:
                 unit_record.save(record, temporary / "units")
+        for file in licences:
+            shutil.copy(file, temporary)
         sync_files(file for file in temporary.rglob("*") if file.is_file())
         sync_folder(temporary)
         os.replace(temporary, path)
