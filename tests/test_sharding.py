@@ -26,7 +26,7 @@ MESHES = ["8x1x1", "4x2x1", "2x2x2", "1x1x8", "1x8x1"]  # data, fsdp, model
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 # One process compiles on one core, so that two of them share the work.
 WORK = [
-    ["wide_meshes", "scores", "restored", "rows", "moved"],
+    ["wide_meshes", "scores", "restored", "rows", "moved", "muon"],
     ["narrow_meshes", "groups", "narrow_products", "gradients", "drawn", "refused", "bad_loops"],
 ]
 
@@ -59,6 +59,11 @@ def test_the_losses_are_those_of_a_model_that_learns(updates):
 @pytest.mark.parametrize("mesh", ["1x1x1 in 4", "2x2x2 in 2"])
 def test_rows_in_groups_make_the_same_update(mesh, eight, updates):
     assert eight["groups"][mesh]["losses"] == pytest.approx(updates["1x1x1"]["losses"], rel=1e-5)
+
+
+def test_muon_makes_the_same_updates_on_a_mesh(eight, updates):
+    one, many = (eight["muon"][mesh]["losses"] for mesh in ("1x1x1", "2x2x2"))
+    assert many == pytest.approx(one, rel=1e-4) and one != updates["1x1x1"]["losses"]
 
 
 def test_bfloat16_on_a_mesh_is_close_to_bfloat16_on_one_device(eight, updates):

@@ -354,7 +354,7 @@ def test_a_run_that_blows_up_is_stopped_and_its_last_finite_state_kept(reviews, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-train_step = jax.jit(partial(updates.train_step, precision="float32", clip_norm=1.0))
+train_step = jax.jit(partial(updates.train_step, precision="float32", clip_norm=1.0), static_argnames="optimizer")
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
@@ -383,6 +383,34 @@ def test_moments_that_are_not_finite_are_not_trained_on(value):
         np.testing.assert_array_equal(old, new)
 
 
+def test_muon_moves_the_recurrent_matrices_alone_each_gate_by_an_orthogonal_step():
+    state = updates.init_state(parameters.init(ModelConfig(hidden=16, embed=4), 0), batch_size=2)
+    batch = jnp.arange(34, dtype=jnp.uint8).reshape(2, 17)
+    by = {name: train_step(state, batch, False, 1e-3, optimizer=name).state for name in ("adam", "muon")}
+    moved = {name: np.array(state.params[name] - by["muon"].params[name]) / 1e-3 for name in ("wh", "wmh")}
+    for gate in (*np.split(moved["wh"], 4, axis=1), moved["wmh"]):
+        strengths = np.linalg.svd(gate / (updates.MUON_RMS * 16**0.5), compute_uv=False)
+        assert (strengths > 0.3).sum() > 8 and strengths.max() < 1.3, "Newton and Schulz bring them near 1"
+        assert np.sqrt((gate**2).mean()) == pytest.approx(updates.MUON_RMS, rel=0.3), "as large as Adam's"
+    for name in set(state.params) - set(moved):
+        for part in ("params", "mu", "nu"):
+            adam, muon = (getattr(s if part == "params" else s.moments, part)[name] for s in by.values())
+            np.testing.assert_array_equal(adam, muon)
+    assert not any(np.any(by["muon"].moments.nu[name]) for name in moved)
+
+
+def test_a_run_of_muon_resumes_bit_for_bit_and_keeps_its_optimizer(reviews, tmp_path, monkeypatch, capsys):
+    muon = ["--optimizer", "muon"]
+    assert train.run(arguments(reviews, tmp_path / "whole", *muon)) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6, signal.SIGTERM)
+        assert train.run(arguments(reviews, tmp_path / "run", *muon)) == 143
+    with pytest.raises(UserError, match="optimizer"):
+        train.run(["--run-dir", str(tmp_path / "run"), "--optimizer", "adam"])
+    assert train.run(["--run-dir", str(tmp_path / "run")]) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same():
     mesh, config = sharding.one_device(), Config(model=ModelConfig(hidden=8, embed=4), batch_size=2)
     update = lambda **other: updates.jitted(replace(config, **other), "float32", mesh)
@@ -391,9 +419,10 @@ def test_runs_of_one_process_share_a_program_where_what_is_compiled_is_the_same(
         update(clip_norm=2.0),
         update(remat_every=8),
         update(grad_accumulation=2),
+        update(optimizer="muon"),
         updates.jitted(config, "bfloat16", mesh),
     ]
-    assert len({*others, update()}) == 5
+    assert len({*others, update()}) == 6
     drawn = [updates.draw_state(replace(config, seed=seed), mesh) for seed in (0, 1, 0)]
     first, second, again = (np.asarray(state.params["wh"]) for state in drawn)
     np.testing.assert_array_equal(first, again)

@@ -391,7 +391,9 @@ def seconds_by_part(config: Config, chip: Chip, axes: dict[str, int], precision:
     steps = 2 * config.seq_length * config.grad_accumulation
     weights = (5 * hidden**2 + 1280 * hidden) / parts  # with the two tables and the read-out
     large = (4 if config.remat_every else 2) * matrices + 1536 * hidden / parts
-    return {
+    # Five gates in five steps of three products, whole on every device.
+    muon = {"muon": 5 * 5 * 3 * 2 * hidden**3 / _rate(chip, "float32")} if config.optimizer == "muon" else {}
+    return muon | {
         "time_loop": steps * step,
         "sums_over_model": steps * 2 * ring(parts, 4 * together * hidden),
         "weight_gradients_and_readout": config.seq_length * batch_size * large / rate,

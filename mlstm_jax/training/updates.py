@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mlstm_jax.config import Config, Precision
+from mlstm_jax.config import Config, Optimizer, Precision
 from mlstm_jax.model import kernels, parameters
 from mlstm_jax.model.cell import State, Weights
 from mlstm_jax.model.parameters import Params
@@ -22,6 +23,13 @@ LOG2 = 0.6931471805599453  # nats in one bit
 Metrics = dict[str, Array]
 
 adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+# Muon (Jordan et al. 2024) moves a matrix by its orthogonalised momentum, here each gate's recurrent matrix alone.
+MATRICES = {
+    "wh": optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=2),
+    "wmh": optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1),
+}
+muon = optax.contrib.scale_by_muon(weight_dimension_numbers=MATRICES)
+MUON_RMS = 0.2  # of a matrix's direction, as Adam's about is, so that both take one rate (Liu et al. 2025, 2502.16982)
 
 
 class TrainState(NamedTuple):
@@ -216,25 +224,29 @@ def train_step(
     mesh: Mesh | None = None,
     groups: int = 1,
     unroll: Callable = unroll,
+    optimizer: Optimizer = "adam",
 ) -> Update:
-    """One update of Adam at the given learning rate on one batch; `fresh` starts every row from the zero state."""
+    """One update at the given learning rate on one batch; `fresh` starts every row from the zero state."""
     carry = jax.tree.map(lambda a: jnp.where(fresh, jnp.zeros_like(a), a), state.carry)
     found = gradient(state.params, batch, carry, precision, mesh, groups, unroll)
-    return apply_gradient(state, found, rate, clip_norm=clip_norm)
+    return apply_gradient(state, found, rate, clip_norm=clip_norm, optimizer=optimizer)
 
 
 def jitted(config: Config, precision: Precision, mesh: Mesh):
     """The update as it is compiled: (state, batch, fresh, rate) -> (state, metrics); the state is used up."""
     sharding.require_units(config.model.hidden, mesh)
     loops, _ = kernels.choose(config, mesh, precision)
-    return _jitted(precision, mesh, config.clip_norm, config.grad_accumulation, config.remat_every, loops)
+    return _jitted(
+        precision, mesh, config.clip_norm, config.grad_accumulation, config.remat_every, loops, config.optimizer
+    )
 
 
 @lru_cache(4)  # so that runs of one process share a program
-def _jitted(precision, mesh, clip_norm, groups, remat_every, loops):
+def _jitted(precision, mesh, clip_norm, groups, remat_every, loops, optimizer):
     loop = partial(unroll, remat_every=remat_every, loops=loops)
+    options = dict(clip_norm=clip_norm, precision=precision, groups=groups, optimizer=optimizer)
     return jax.jit(
-        partial(train_step, clip_norm=clip_norm, precision=precision, mesh=mesh, groups=groups, unroll=loop),
+        partial(train_step, **options, mesh=mesh, unroll=loop),
         donate_argnames="state",
         out_shardings=Update(_places(mesh), sharding.named(mesh, P())),
     )
@@ -256,6 +268,7 @@ def apply_gradient(
     rate: Float[Array, ""] | float,
     *,
     clip_norm: float,
+    optimizer: Optimizer = "adam",
 ) -> Update:
     """The update that a batch's gradient makes.
 
@@ -267,6 +280,8 @@ def apply_gradient(
     if clip_norm:
         slopes = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / norm), slopes)
     direction, moments = _adam(slopes, state.moments)
+    if optimizer == "muon":
+        direction, moments = _muon(slopes, state.moments, direction, moments)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
 
     good = jnp.isfinite(nats) & jnp.isfinite(norm)
@@ -299,3 +314,23 @@ def _adam(gradient: Params, moments: optax.ScaleByAdamState) -> tuple[Params, op
     found = adam.update(gradient, moments._replace(count=jnp.asarray(moments.count, jnp.float32)))
     direction, new = cast(tuple[Params, optax.ScaleByAdamState], found)
     return direction, new._replace(count=moments.count + 1)
+
+
+def _muon(
+    gradient: Params, moments: optax.ScaleByAdamState, direction: Params, new: optax.ScaleByAdamState
+) -> tuple[Params, optax.ScaleByAdamState]:
+    """Adam's direction and new moments, with Muon's for `MATRICES`: their `mu` is Muon's momentum, their `nu` idle."""
+    of = lambda table, name: cast(Params, table)[name]
+    gates = lambda a: a.reshape(len(a), -1, len(a)) if a.shape[0] < a.shape[1] else a
+    chosen = lambda table: {name: gates(of(table, name)) for name in MATRICES}
+    start = cast(Any, muon.init(chosen(gradient)))
+    # As in `_adam`: of float32 all is float32, in any mode of jax.
+    count, coefficients = jnp.asarray(moments.count, jnp.float32), start.ns_coeffs.astype(jnp.float32)
+    state = start._replace(count=count, mu=chosen(moments.mu), ns_coeffs=coefficients)
+    found, state = cast(Any, muon.update(chosen(gradient), state))
+    put = lambda table, values: (
+        cast(Params, table) | {name: value.reshape(gradient[name].shape) for name, value in values.items()}
+    )
+    scaled = {name: MUON_RMS * len(value) ** 0.5 * value for name, value in found.items()}
+    idle = {name: of(moments.nu, name) for name in MATRICES}
+    return put(direction, scaled), new._replace(mu=put(new.mu, state.mu), nu=put(new.nu, idle))

@@ -58,11 +58,12 @@ def placed(rows, mesh):
     return sharding.place(rows[own], own, mesh, len(rows))
 
 
-def some_updates(shape, groups=1, precision="float32"):
+def some_updates(shape, groups=1, precision="float32", optimizer="adam"):
     """The losses of 20 updates, the compiled program, and what it was asked to gather."""
     mesh = mesh_on(shape)
     places = updates.Update(updates.shardings(config_on(shape), mesh), sharding.named(mesh, P()))
-    step = partial(updates.train_step, clip_norm=1.0, precision=precision, mesh=mesh, groups=groups)
+    options = dict(clip_norm=1.0, precision=precision, groups=groups, optimizer=optimizer)
+    step = partial(updates.train_step, mesh=mesh, **options)
     step = jax.jit(step, out_shardings=places, donate_argnames="state")
     state, draw, losses, compiled = state_on(shape), np.random.default_rng(0), [], None
     for number in range(20):
@@ -99,6 +100,10 @@ def groups():
 
 def narrow_products():
     return {named(shape): some_updates(shape, precision="bfloat16") for shape in ((1, 1, 1), (2, 2, 2))}
+
+
+def muon():
+    return {named(shape): some_updates(shape, optimizer="muon") for shape in ((1, 1, 1), (2, 2, 2))}
 
 
 def drawn():
