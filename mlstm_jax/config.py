@@ -80,7 +80,7 @@ class Config:
     updates: int | None = None
     """Number of updates; overrides epochs."""
     optimizer: Optimizer = "adam"
-    """adam is the paper's; muon moves the recurrent matrices by Muon, all else by Adam, at the same learning rate:
+    """Adam is the paper's; muon moves the recurrent matrices by Muon, all else by Adam, at the same learning rate:
     half as many updates to the same bits per byte, of a tenth or more time each."""
     learning_rate: float = 5e-4
     """Learning rate at the start; it falls linearly to zero over the planned updates."""

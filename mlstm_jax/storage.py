@@ -153,11 +153,11 @@ def _ask(path: Path, do: Callable[[], T]) -> T:
 
     Raises UserError where the bucket does not answer, or lets nobody in.
     """
-    deadline, pause, said = time.monotonic() + PATIENCE, PAUSE, False
+    deadline, pause = None, PAUSE
     while True:
         try:
             answer = do()
-            if said:
+            if deadline:
                 logger.warning(f"{name(path)} answers again")
             return answer
         except Exception as error:
@@ -167,11 +167,11 @@ def _ask(path: Path, do: Callable[[], T]) -> T:
                 raise _no_access(path, error) from None
             if not _may_pass(error):
                 raise UserError(f"{name(path)}: {_cause(error)}") from None
+            if deadline is None:  # a transfer may have taken long until it failed
+                logger.warning(f"{name(path)} does not answer ({_cause(error)}); trying again")
+                deadline = time.monotonic() + PATIENCE
             if time.monotonic() + pause > deadline:
                 raise UserError(f"{name(path)} does not answer ({_cause(error)}); try again later") from None
-            if not said:
-                logger.warning(f"{name(path)} does not answer ({_cause(error)}); trying again")
-                said = True
         time.sleep(pause)
         pause = min(2 * pause, 30)
 
@@ -193,8 +193,9 @@ def _files(path: Path) -> dict[str, Entry]:
         found, missing = None, True  # objects need not be allowed to ask whether there is a bucket
     if missing:
         raise UserError(f"{name(path)}: there is no such bucket") from None
-    within = lambda each: each == key or each.startswith(f"{key}/")
-    return {each[len(key) + 1 :]: _entry(info) for each, info in (found or {}).items() if within(each)}
+    # Empty, . and .. parts are in the marks of folders, and would lead out of the mirror.
+    inside = lambda each: each.startswith(f"{key}/") and not {"", ".", ".."} & set(each[len(key) + 1 :].split("/"))
+    return {each[len(key) + 1 :]: _entry(info) for each, info in (found or {}).items() if each == key or inside(each)}
 
 
 def _entry(info: dict[str, Any]) -> Entry:
@@ -320,7 +321,7 @@ def new(path: str | Path) -> Path:
 
     Raises UserError where it is in the bucket. A path of this machine is not looked at.
     """
-    mirror = local(path)
+    mirror = local(path, "write")
     if is_remote(mirror):
         if files(mirror):
             raise UserError(f"{name(mirror)} is there already; name another one")
@@ -422,8 +423,10 @@ def fetch_step(folder: Path, step: int, parts: Iterable[str]) -> None:
         shutil.rmtree(folder / str(gone), ignore_errors=True)
     other = [part for part in ("params", "train", "meta") if part not in parts]
     sizes = {each: size for each, size in listed.items() if each.split("/")[0] not in other}
-    fetch(folder / str(step), lambda each: each in sizes)
+    there = fetch(folder / str(step), lambda each: each in sizes)
     for each, size in sizes.items():
+        if each not in there:
+            raise FileNotFoundError(errno.ENOENT, "is missing", name(folder / str(step)))
         file = folder / str(step) / each
         is_whole = lambda file=file, size=size: file.is_file() and file.stat().st_size == size
         if not is_whole():
@@ -650,7 +653,9 @@ def keeping(folder: Path, keep: int) -> Iterator[None]:
     with locked(folder, "trained"):
         keeper = Keeper(folder, keep)
         if not keeper.take():
+            (folder / ".owner").unlink()  # until the bucket's run is here, this mirror is not what goes on
             _start_from_bucket(folder)
+            (folder / ".owner").write_text(keeper.owner)
         keeper.heart.start()
         try:
             whole = steps(folder / "checkpoints")

@@ -20,7 +20,7 @@ from mlstm_jax.text import printable
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """A found unit, all that was measured of it, and the whole probe that found it."""
+    """A found unit, all that was measured of it, and the probe on all units beside it."""
 
     digest: str
     """SHA-256 of the weights in which the unit was found."""

@@ -526,7 +526,8 @@ def test_the_program_serves_until_it_is_interrupted(folder):
 def test_models_are_the_named_one_and_the_runs(folder, tmp_path):
     for name in ("b", "a", "empty"):
         (tmp_path / name / "checkpoints" / ("x" if name == "empty" else "10")).mkdir(parents=True)
-    assert list(choice.offered(folder, tmp_path)) == [str(folder), str(tmp_path / "a"), str(tmp_path / "b")]
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert list(choice.offered(folder, tmp_path)) == [str(folder), *runs, "pretrained"]
     assert list(choice.offered(tmp_path / "b", tmp_path)) == [str(tmp_path / "b"), str(tmp_path / "a")]
 
 

@@ -92,6 +92,25 @@ def test_a_mirror_is_called_what_it_stands_for(monkeypatch, tmp_path):
     assert not storage.is_remote(tmp_path) and storage.shown(f"wrote {tmp_path}") == f"wrote {tmp_path}"
 
 
+@pytest.mark.parametrize("evil", ["../out.txt", "a/../../../out.txt", "/out.txt", "a//b", "./out.txt"])
+def test_no_name_in_a_bucket_leads_out_of_its_mirror(evil, monkeypatch, tmp_path):
+    class Bucket:
+        protocol = "gs"
+
+        def find(self, key, detail):
+            return {f"{key}/{each}": {"size": 1, "mtime": 0} for each in (evil, "good.txt")} | {f"{key}/": {"size": 0}}
+
+        def get_file(self, key, path):
+            Path(path).write_text("x")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "_system", lambda scheme: Bucket())
+    monkeypatch.setattr(storage, "EXTRAS", {"gs": ("json", "gcs")})
+    mirror = storage.local("gs://bucket/run")
+    assert storage.fetch(mirror) == ["good.txt"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mirror / "good.txt"]
+
+
 def test_importing_the_programs_imports_nothing_of_it():
     modules = "mlstm_jax.cli.train, mlstm_jax.cli.evaluate, mlstm_jax.cli.corpus, mlstm_jax.cli.score"
     looked = (

@@ -59,8 +59,8 @@ def main(
     if runner and "-" in inputs:
         raise UserError("standard input cannot be read by other machines; name files")
     out = storage.local(out, "corpus")
-    if runner and storage.is_remote(out):
-        raise UserError("--runner writes into a folder that all its machines see: mount the bucket, and name that")
+    if runner and any(storage.is_remote(path) for path in (out, *map(storage.local, inputs))):
+        raise UserError("--runner works on folders that all its machines see: mount the bucket, and name those")
     out = out.absolute() if runner else out  # the runner's workers may have another folder of their own
     with _spread(workers, runner, runner_options, out) as spread:
         manifest = prepare.prepare(

@@ -25,9 +25,11 @@ def main(run: Path | None = None, /, *, host: str = "127.0.0.1", port: int = 800
         port: The port; 0 is any that is free.
     """
     try:
+        import websockets  # noqa: F401  # without it uvicorn serves the page, and nothing moves in it
+
         from mlstm_jax.demo import choice, server  # late, because they import jax: --help stays quick
     except ModuleNotFoundError as error:
-        if error.name not in ("anyio", "starlette", "uvicorn"):
+        if error.name not in ("anyio", "starlette", "uvicorn", "websockets"):
             raise
         raise UserError(f"the page needs {error.name}; pip install 'mlstm-jax[demo]'") from None
     from mlstm_jax.inference import language_model
@@ -54,8 +56,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
+    except (OSError, UnicodeError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # Python repeats the address
         raise UserError(
             f"{host}, port {port}: {why}; name another with --host or --port (0 is any that is free)"
         ) from None

@@ -54,7 +54,8 @@ def main(
     """Find the unit that carries sentiment, by an L1 logistic regression on a model's features of labelled texts.
 
     Args:
-        run: A run folder, or another program's weights; by default the run with the newest checkpoint.
+        run: A run folder, or another program's weights; by default the run with the newest checkpoint, or
+            where there is none the model that comes with the package.
         also: Further runs, to compare with --over-training: nothing else is evaluated then.
         task: The labelled texts: sst (fetched once), imdb and rotten_tomatoes (they come with the installed packages),
             mr, cr, subj and mpqa (files in --data), tfds:NAME, or a file of your own (.csv .tsv .jsonl .parquet .xlsx).
@@ -80,7 +81,11 @@ def main(
     """
     if samples < 1 or sample_length < 1:
         raise UserError("--samples and --sample-length must be at least 1")
-    data, out, report = data and storage.local(data), out and storage.local(out), report and storage.new(report)
+    data, out, report = (
+        data and storage.local(data),
+        out and storage.local(out, "write"),
+        report and storage.new(report),
+    )
     if data:
         storage.fetch(data)
     page = report and report / "index.html"
@@ -98,8 +103,7 @@ def main(
         model.require_bytes()
         texts = labelled(task, data, text_key, label_key, positive, negative, encoding)
         folder = out or model.kept.pictures(texts.name)
-        for written in (model.record_dir, folder):
-            sending.enter_context(storage.sent(written))
+        sending.enter_context(storage.sent(folder))
         sending.enter_context(storage.sent(report, is_new=True))
         if isinstance(texts, tasks.Folds) or len(texts.classes) > 2:
             if others or over_training:
@@ -118,7 +122,9 @@ def main(
             numbers |= {f"{picture.path.stem}_png": storage.name(picture.path) for picture in part.pictures}
         else:
             found = evaluation.find(model, texts, feature, threshold)
-            record, saved = found.record, unit_record.save(found.record, model.record_dir)
+            record = found.record
+            with storage.sent(model.record_dir):  # at once: what follows may take long
+                saved = unit_record.save(record, model.record_dir)
             folder = report or folder
             parts = []
 

@@ -43,7 +43,8 @@ def main(
     """Write reviews, a blank line between them.
 
     Args:
-        run: A run folder, or another program's weights; by default the run with the newest checkpoint.
+        run: A run folder, or another program's weights; by default the run with the newest checkpoint, or
+            where there is none the model that comes with the package.
         prime: What every sample begins with.
         num: Samples, all in one batch; by default 4, and 1 with --stream.
         length: Bytes of every sample after the prime.

@@ -98,7 +98,7 @@ def main(
     if not inputs:
         raise UserError(f"nothing to read; name files after RUN, as in: {program.command('score', 'pretrained', run)}")
     found, keys = sources(list(inputs), encoding), Keys(text_key, label_key)
-    file = None if str(out) == "-" else storage.local(out)
+    file = None if str(out) == "-" else storage.local(out, "write")
     report = report and storage.new(report)
     if file and storage.is_remote(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def prepare(config: Config, run: Run, data: Data, named: Named) -> Training:
     if processes.is_first():
         run.write_config(kept)  # not before all that could refuse it
         for file in first.licences if first else ():
-            shutil.copy(file, run.path)  # what is learnt from weights is given out as they are
+            shutil.copyfile(file, run.path / file.name)  # what is learnt from weights is given out as they are
     return training
 
 

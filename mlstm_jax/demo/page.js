@@ -44,7 +44,7 @@ function hear(message) {
   else if (message.error) {
     trouble(onThePage(message.error));
     if (message.number === writing) endWriting();
-    if (message.number === scoring) endScoring("");
+    if (message.number === scoring) endScoring();
     if (!message.number && chosen) show(chosen); // back to the choice that stands
   }
 }
@@ -301,7 +301,7 @@ function showHold() {
 }
 
 function startWriting() {
-  if (!chosen) return;
+  if (!chosen || socket.readyState !== WebSocket.OPEN) return;
   writing = question();
   byId("write").textContent = "Stop";
   const prime = document.createElement("span");
@@ -374,6 +374,7 @@ async function scoreFile(file) {
 
 function startScoring(name, data) {
   trouble("");
+  if (socket.readyState !== WebSocket.OPEN) return;
   if (!chosen?.known) return trouble("Nothing is known of this unit: choose one that has a unit record.");
   if (data.byteLength > LARGEST) return trouble("That is more than 8 MB: take mlstm score, which reads files of any size");
   scoring = question();

@@ -53,7 +53,7 @@ def application(named: Path, names: Collection[str] | None = LOOPBACK) -> Starle
                 try:
                     data = message.get("bytes")
                     await session.hear(json.loads(message["text"]) if data is None else data)
-                except (UserError, json.JSONDecodeError, RecursionError) as error:
+                except (UserError, ValueError, RecursionError) as error:
                     await tell({"error": str(error)})
                 except OSError as error:
                     await tell({"error": f"{error.filename}: {error.strerror}"})

@@ -88,7 +88,8 @@ def load(
 def resolved(path: str | Path | None) -> Path:
     """The path that `load` opens. Raises UserError where None finds nothing."""
     path = _newest() if path is None else storage.local(path)
-    return PRETRAINED if path == Path("pretrained") and not path.exists() else path
+    named = path == Path("pretrained") and not path.exists()
+    return PRETRAINED if named or path.resolve() == PRETRAINED.resolve() else path
 
 
 def _newest() -> Path:
@@ -186,12 +187,12 @@ class LanguageModel:
     @property
     def licences(self) -> list[Path]:
         """Files beside the weights that say under which licence they are given out: LICENSE..."""
-        return sorted(self.path.glob("LICENSE*")) if self.path.is_dir() else []
+        return sorted(filter(Path.is_file, self._beside.parent.glob("LICENSE*")))
 
     @property
     def _own_records(self) -> list[Path]:
         """Where the records lie that go with the weights: beside them where there are any, whatever else was found."""
-        beside = self._beside in self.record_dirs and any(self._beside.glob("*.json"))
+        beside = self._beside in self.record_dirs and unit_record.found([self._beside], self.digest)
         return [self._beside] if beside else self.record_dirs
 
     @property

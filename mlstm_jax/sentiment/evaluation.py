@@ -23,6 +23,7 @@ from mlstm_jax.sentiment.probe import Examples
 from mlstm_jax.tasks import Folds, Task
 from mlstm_jax.tasks.sets import FOLDS, Split
 from mlstm_jax.text import frame
+from mlstm_jax.training import checkpoint
 from mlstm_jax.unit_record import UnitRecord
 
 logger = logging.getLogger(__name__)
@@ -274,7 +275,9 @@ def over_training(
     updates = spaced(run.steps(), checkpoints)
     if not updates:
         raise UserError(f"{run.path} is no run with checkpoints")
-    config, bits = run.read_config(), _validation(run)
+    meta, bits = checkpoint.saved_meta(run), _validation(run)
+    if meta is None:
+        raise UserError(f"{run.path} has no checkpoint that is whole")
     with progress.progress("checkpoints", len(updates), counted=True) as done:
         for update in updates:
             try:
@@ -285,7 +288,7 @@ def over_training(
                 continue  # the run is training, and this checkpoint has made way for a newer one
             examples = [Examples(features(model, split.texts, feature), split.labels) for split in splits]
             right_all, unit, right_alone = _best(*examples)
-            read = update * config.batch_size * config.seq_length
+            read = update * meta.config.batch_size * meta.config.seq_length
             found.append(Checkpoint(update, read, bits(update), right_all, unit, right_alone))
             done(1)
     if not found:
@@ -294,8 +297,8 @@ def over_training(
 
 
 def thinned(split: Split, most: int = MOST) -> Split:
-    """At most `most` texts, evenly spaced: a task may have its texts in order of their class."""
-    rows = np.linspace(0, len(split.texts) - 1, min(most, len(split.texts))).astype(int)
+    """At most `most` texts, drawn, in their order: a task may have its texts in order of their class."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(split.texts))[:most])
     return Split([split.texts[row] for row in rows], split.labels[rows])
 
 
@@ -324,4 +327,4 @@ def _validation(run: Run) -> Callable[[int], float]:
         return lambda update: float("nan")
     updates = np.array(sorted(scored), np.float64)
     bits = np.array([scored[update] for update in sorted(scored)], np.float64)
-    return lambda update: float(np.interp(np.log(update), np.log(updates), bits, left=np.nan))
+    return lambda update: float(np.interp(np.log1p(update), np.log1p(updates), bits, left=np.nan))

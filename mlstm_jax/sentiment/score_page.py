@@ -69,7 +69,7 @@ def _share(model: LanguageModel, tally: Tally, sources: Sequence[str], folder: P
         return Section("Share positive", words, rows)
     shares = [("positive", tally.positive), ("negative", scored - tally.positive)]
     rows = [(name, f"{count:,}, {_percent(count, scored)}") for name, count in shares] + rows
-    words += " In brackets: 95 % intervals of the shares, from resampled reviews; the unit's own errors come on top."
+    words += " In brackets: 95 % intervals (Wilson) of the shares; the unit's own errors come on top."
     title = f"Values of {scored:,} reviews, from their 1st to their 99th percentile"
     edges, counts = tally.histogram.bars(outside=0.01)
     value_name = _value_name(tally)

@@ -327,6 +327,8 @@ def write(
     of_bytes = len(params["embed"]) == len(params["out_b"]) == 256
     if not of_bytes and format != "safetensors":
         raise UserError(f"a {format} folder holds models of bytes only; use safetensors")
+    if dtype not in get_args(Precision):
+        raise UserError(f"no dtype {dtype!r}; there are: {', '.join(get_args(Precision))}")
     if dtype == "bfloat16" and format != "safetensors":
         raise UserError(f"a {format} folder holds float32; `dtype` bfloat16 goes with safetensors")
     held = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in params.items()}
@@ -349,7 +351,7 @@ def write(
             for record in records:
                 unit_record.save(record, temporary / "units")
         for file in licences:
-            shutil.copy(file, temporary)
+            shutil.copyfile(file, temporary / file.name)
         sync_files(file for file in temporary.rglob("*") if file.is_file())
         sync_folder(temporary)
         os.replace(temporary, path)
