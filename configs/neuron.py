@@ -4,7 +4,8 @@
     mlstm train --config neuron
 
 An opening is a review's title and first sentences, at most 240 bytes: what a reviewer says first is what he thinks.
-docs/results.md says which reviews these were, and what became of it.
+docs/results.md says which reviews these were, what became of it, and that `--optimizer muon` and
+`--decay-fraction 0.2` reach the same bits per byte in less time.
 """
 
 from mlstm_jax.config import Config, ModelConfig

@@ -83,7 +83,9 @@ class Config:
     """Adam is the paper's; muon moves the recurrent matrices by Muon, all else by Adam, at the same learning rate:
     half as many updates to the same bits per byte, of a tenth or more time each."""
     learning_rate: float = 5e-4
-    """Learning rate at the start; it falls linearly to zero over the planned updates."""
+    """Learning rate at the start; it falls linearly to zero, over the last `decay_fraction` of the planned updates."""
+    decay_fraction: float = 1.0
+    """Fraction of the planned updates over which the learning rate falls; 1 from the start, 0.2 holds it at first."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
     seed: int = 0
@@ -150,6 +152,8 @@ class Config:
             raise UserError("validation_fraction must lie between 0 and 0.5")
         if not 0 < self.learning_rate <= 1e38:
             raise UserError("learning_rate must be a finite number above 0")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError("decay_fraction must be above 0 and at most 1")
         if not 0 <= self.clip_norm < math.inf:
             raise UserError("clip_norm must be 0 (off) or a finite number above 0")
         if not 0 <= self.seed < 2**32:
@@ -173,7 +177,7 @@ class Config:
 # elsewhere now; that the bytes are the same is checked by their digest.)
 FIXED = (
     *("init", "model", "shards", "validation_fraction", "batch_size", "seq_length", "epochs", "updates"),
-    *("optimizer", "learning_rate", "clip_norm", "seed"),
+    *("optimizer", "learning_rate", "decay_fraction", "clip_norm", "seed"),
 )
 # What is asked for once, and is no part of a run.
 ONCE = "cache_dir more_updates verify plan largest profile coordinator num_processes process_id".split()

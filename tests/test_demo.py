@@ -528,7 +528,7 @@ def test_models_are_the_named_one_and_the_runs(folder, tmp_path):
         (tmp_path / name / "checkpoints" / ("x" if name == "empty" else "10")).mkdir(parents=True)
     runs = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert list(choice.offered(folder, tmp_path)) == [str(folder), *runs, "pretrained"]
-    assert list(choice.offered(tmp_path / "b", tmp_path)) == [str(tmp_path / "b"), str(tmp_path / "a")]
+    assert list(choice.offered(tmp_path / "b", tmp_path)) == [*runs[::-1], "pretrained"]
 
 
 def test_the_model_of_the_package_is_offered_and_opens_where_there_is_no_run(folder, run_here, tmp_path, monkeypatch):

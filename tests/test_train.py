@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mlstm_jax
 from helpers.programs import ROOT, TINY, interrupting
@@ -381,6 +383,17 @@ def test_moments_that_are_not_finite_are_not_trained_on(value):
     assert int(after.skipped_in_a_row) == 1
     for old, new in zip(*(jax.tree.leaves((s.params, s.moments)) for s in (broken, after)), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@given(st.integers(0, 50), st.integers(1, 1000), st.floats(0.01, 1), st.data())
+def test_the_rate_is_held_and_then_falls_linearly_to_zero(start, planned, fraction, data):
+    end = start + planned
+    update = data.draw(st.integers(start, end))
+    rate = lambda update, fraction: updates.learning_rate(2.0, update, start, end, fraction)
+    assert rate(start, fraction) == pytest.approx(2.0) and rate(end, fraction) == pytest.approx(0, abs=1e-9)
+    left = (end - update) / (fraction * planned)
+    assert rate(update, fraction) == pytest.approx(2.0 * min(1.0, left), abs=1e-9)
+    assert rate(update, 1.0) == 2.0 * (1 - (update - start) / planned), "as it has always been, to the bit"
 
 
 def test_muon_moves_the_recurrent_matrices_alone_each_gate_by_an_orthogonal_step():

@@ -23,7 +23,7 @@ from mlstm_jax.unit_record import UnitRecord
 if TYPE_CHECKING:
     from mlstm_jax.inference.language_model import LanguageModel
 
-ENOUGH_UNITS = 512  # the smallest model in which we saw one unit carry sentiment (docs/emergence.md)
+ENOUGH_UNITS = 256  # the smallest model in which we saw one unit carry sentiment (docs/emergence.md)
 
 
 def main(

@@ -306,7 +306,13 @@ def take_update(training: Training, compiled: Compiled, stream: Iterator[Batch],
     rows, fresh = next(stream)
     batch = sharding.place(rows, own, training.mesh, training.config.batch_size)
     rate = np.float32(
-        updates.learning_rate(training.config.learning_rate, training.update, training.meta.start, training.meta.end)
+        updates.learning_rate(
+            training.config.learning_rate,
+            training.update,
+            training.meta.start,
+            training.meta.end,
+            training.config.decay_fraction,
+        )
     )
     training.state, metrics = compiled.train_step(training.state, batch, fresh, rate)
     training.meta = training.meta._replace(position=training.meta.position + 1)

@@ -275,7 +275,7 @@ def over_training(runs: Mapping[str, Curve], path: Path, title: str, guessing: M
         axes.yaxis.set_major_formatter(_as_percent)
         _name_ends(axes, _lines(axes, guessing, ":"), share=0.12)
     if len(runs) > 1:
-        above.legend(frameon=False, loc="upper left")
+        figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=3)
     return _save(figure, path)
 
 

@@ -216,7 +216,7 @@ def over_training(runs: Sequence[Path], task: Task, model: Model, feature: Featu
             + (percent(one.right_all), percent(one.right_alone), str(one.unit))
             for one in checkpoints
         ]
-    title = f"The best unit of {', '.join(curves)} on {task.name} while it was trained"
+    title = f"The best unit{f' of {names[0]}' if len(runs) == 1 else ''} on {task.name}, over training"
     majority = probe.majority(evaluation.thinned(task.train).labels, evaluation.thinned(task.test).labels)
     draw = partial(plots.over_training, curves, title=title, guessing=guessing(majority))
     words = (

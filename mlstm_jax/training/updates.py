@@ -91,9 +91,10 @@ def init_state(params: Params, batch_size: int) -> TrainState:
     return TrainState(params, moments, (zeros, jnp.zeros_like(zeros)), count(), count(), count())
 
 
-def learning_rate(initial: float, update: int, start: int, end: int) -> float:
-    """Linear decay from `initial` at update `start` to zero at update `end`."""
-    return initial * (1 - (update - start) / (end - start))
+def learning_rate(initial: float, update: int, start: int, end: int, decay_fraction: float = 1.0) -> float:
+    """`initial` from update `start` on, with a linear decay to zero over the last `decay_fraction`, until `end`."""
+    held_until = start + (1 - decay_fraction) * (end - start)
+    return initial * min(1.0, 1 - (update - held_until) / (end - held_until))
 
 
 def new_state(config: Config) -> TrainState:
