@@ -50,9 +50,9 @@ def test_its_unit_tells_praise_from_complaint(shipped):
 def test_held_it_writes_praise_or_not(shipped):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    scores, ks = [], np.repeat([-3, 3], 20)
+    scores, ks = [], np.repeat([-3, 3], 40)
     for k in (-3, 3):
-        texts = shipped.generate("This ", num=20, length=200, temperature=0.7, seed=1, sentiment=k)
+        texts = shipped.generate("This ", num=40, length=200, temperature=0.7, seed=1, sentiment=k)
         scores += [SentimentIntensityAnalyzer().polarity_scores(text)["compound"] for text in texts]
     assert spearmanr(ks, scores).statistic > 0.1
 
