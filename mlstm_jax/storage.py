@@ -352,12 +352,6 @@ def _put(path: Path, source: Path | None = None) -> None:
     system.put_file(str(source or path), key)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write an object, whole or not at all."""
-    system, key = _at(path)
-    _ask(path, lambda: system.pipe_file(key, data))
-
-
 @contextlib.contextmanager
 def sent(path: Path | None, is_new: bool = False) -> Iterator[None]:
     """What changes below a mirror meanwhile is sent at the end; of a path of this machine nothing is done.

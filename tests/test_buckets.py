@@ -14,7 +14,7 @@ pytest.importorskip("moto.server", reason="moto is not installed (the extra stor
 pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed (the extra storage-test)")
 
 import mlstm_jax
-from helpers import planted_model
+from helpers import buckets, planted_model
 from helpers.buckets import BUCKET, Servers, denying
 from helpers.corpora import here, sums
 from helpers.programs import SHORT, TINY, assert_same_figures, end, figures, start, two
@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_made_and_sent_again(s3, reviews, wh
     run_dir = f"{s3}/run"
     assert train.run(training(reviews, run_dir)) == 0
     place = storage.local(run_dir) / "checkpoints" / "12" / "meta" / "metadata"
-    storage.write(place, b"x" * len(storage.read(place)))
+    buckets.write(place, b"x" * len(storage.read(place)))
     ended = run_here("train.py", "--run-dir", run_dir)
     assert ended.status == 0, ended.err
     assert "checkpoint 12 is damaged" in ended.out and f"resuming {run_dir} after update 8\n" in ended.out
@@ -277,7 +277,7 @@ def test_a_second_trainer_is_refused(s3, machine):
 
 
 def taken_over(lock):
-    storage.write(lock, b'{"owner": "x", "host": "other", "beat": 1}')
+    buckets.write(lock, b'{"owner": "x", "host": "other", "beat": 1}')
 
 
 def taken_over_and_finished(lock):
@@ -317,7 +317,7 @@ def test_what_ended_the_training_is_said_though_the_bucket_is_gone(s3, servers, 
 def test_of_a_folder_of_checkpoints_only_what_was_cut_off_is_removed(s3):
     folder = storage.local(f"{s3}/run", "train")
     for name in ("notes.txt", "4/params/a", "8/params/a", "8.json"):
-        storage.write(folder / "checkpoints" / name, b'{"files": {"params/a": 13}}')
+        buckets.write(folder / "checkpoints" / name, b'{"files": {"params/a": 13}}')
     with storage.keeping(folder, 3):
         pass
     assert sorted(storage.files(folder / "checkpoints")) == ["8.json", "8/params/a", "notes.txt"]
@@ -325,7 +325,7 @@ def test_of_a_folder_of_checkpoints_only_what_was_cut_off_is_removed(s3):
 
 def test_a_pattern_takes_what_it_takes_on_a_disk(place, tmp_path):
     for name in ("a.csv", "b/a.csv", "b/c/a.csv", "b/a.txt"):
-        storage.write(storage.local(f"{place}/{name}"), b"x")
+        buckets.write(storage.local(f"{place}/{name}"), b"x")
     for pattern, expected in {
         "*.csv": ["a.csv"],
         "*/a.*": ["b/a.csv", "b/a.txt"],
@@ -368,9 +368,9 @@ def test_scores_that_could_not_be_sent_are_sent_when_resumed(s3, monkeypatch, ru
 
 def test_a_checkpoint_that_is_cut_off_does_not_count(s3):
     folder = storage.local(f"{s3}/run")
-    storage.write(folder / "checkpoints" / "4" / "meta" / "metadata", b"{}")
+    buckets.write(folder / "checkpoints" / "4" / "meta" / "metadata", b"{}")
     assert Run(folder).steps() == []
-    storage.write(folder / "checkpoints" / "8.json", b'{"files": {"meta/metadata": 2}}')
+    buckets.write(folder / "checkpoints" / "8.json", b'{"files": {"meta/metadata": 2}}')
     assert Run(folder).steps() == [8]
     with pytest.raises(FileNotFoundError):
         Run(folder).fetch(8, ("params",))
@@ -391,7 +391,7 @@ def test_shards_come_through_a_small_cache_and_are_verified(place, corpus, tmp_p
     again.fetch(len(parts) - 1)
     assert again[-1].tobytes() == (corpus / f"{parts[-1].name}.bin").read_bytes()
     again._pool.shutdown()
-    storage.write(storage.local(f"{place}/{parts[0].name}.bin"), b"x" * parts[0].bytes)
+    buckets.write(storage.local(f"{place}/{parts[0].name}.bin"), b"x" * parts[0].bytes)
     with pytest.raises(UserError, match=f"{parts[0].name}.bin is not as it was written"):
         shards.Fetched(storage.local(place), parts, tmp_path / "other").fetch(0)
     storage.remove([storage.local(f"{place}/{parts[0].name}.bin")])

@@ -144,12 +144,12 @@ def test_a_boundary_cuts_no_character(data, place):
 def test_what_is_held_may_change_between_two_pieces():
     reader = whole(b"\n :")
     writer = Writer(MODEL.weights, reader.state, SamplingOptions(seed=1))
-    texts = {k: "".join(writer.write(choice.held(MODEL, UNIT, k)) for _ in range(60)) for k in (6.0, -6.0)}
+    texts = {k: "".join(writer.write(MODEL.held({UNIT: k})) for _ in range(60)) for k in (6.0, -6.0)}
     assert texts[6.0].count(")") > 20 > texts[6.0].count("(") and texts[-6.0].count("(") > 20 > texts[-6.0].count(")")
 
 
 def test_pieces_are_what_generate_writes():
-    held = choice.held(MODEL, UNIT, 0.5)
+    held = MODEL.held({UNIT: 0.5})
     options = SamplingOptions(seed=3)
     (expected,) = generate.generate(MODEL.weights, b"\n I", 1, 12 * PIECE, held, options)
     writer = Writer(MODEL.weights, whole(b"\n I").state, options)
@@ -161,7 +161,7 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch):
     piece = lambda weights, state, *_: (state, np.frombuffer(next(pieces), np.uint8)[None])
     monkeypatch.setattr(generate, "write", piece)
     writer = Writer(MODEL.weights, whole(b"x").state)
-    assert [writer.write(choice.held(MODEL, 0, 0.0)) for _ in range(2)] == ["a", "😀b\ufffd\ufffd"]
+    assert [writer.write(MODEL.held({0: 0.0})) for _ in range(2)] == ["a", "😀b\ufffd\ufffd"]
 
 
 # The server

@@ -195,9 +195,10 @@ def advise(model: "LanguageModel", record: UnitRecord) -> None:
         note(f"A model of {model.hidden} units is small: we saw a sentiment unit in none below {ENOUGH_UNITS}.")
     if record.feature == "cell":
         try:
-            named = {} if model.unit == record else {"task": record.task}
+            is_default = model.unit == record
         except UserError:  # there are several by now
-            named = {"task": record.task}
+            is_default = False
+        named = {} if is_default else {"task": record.task}
         note(f"Next: {program.command('sample', model.name, **named, sentiment='+2')}")
     else:
         again = program.command("eval", model.name, task=record.task, feature="cell")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlstm_jax import storage, unit_record
+from mlstm_jax import unit_record
 from mlstm_jax.demo.reading import Reader
 from mlstm_jax.demo.writing import Writer
 from mlstm_jax.inference import language_model
@@ -37,7 +37,7 @@ def offered(named: Path, runs: Path = Path("runs")) -> dict[str, Path]:
     if packaged.exists() and not Path("pretrained").exists():
         others.append(packaged)
     found = [named, *(path for path in others if path.resolve() != named.resolve())]
-    return {"pretrained" if path == packaged else storage.name(path): path for path in found}
+    return {language_model.name_of(path): path for path in found}
 
 
 @lru_cache(maxsize=2)
@@ -48,7 +48,7 @@ def opened(path: Path) -> LanguageModel:
     reader = Reader(model, 0)
     reader.edit(b"\n")
     reader.advance()
-    Writer(model.weights, reader.state).write(held(model, 0, 0.0))
+    Writer(model.weights, reader.state).write(model.held({0: 0.0}))
     return model
 
 
@@ -75,13 +75,7 @@ def reader(choice: Choice) -> Reader:
 def held_at(choice: Choice, k: float) -> Held:
     """The unit held `k` deviations from neutral, above 0 is positive; without a record, at the cell state `k`."""
     value = unit_record.clamp_value(choice.known, k) if choice.known else k
-    return held(choice.model, choice.unit, value)
-
-
-def held(model: LanguageModel, unit: int, value: float) -> Held:
-    """One unit of all."""
-    units = np.arange(model.hidden) == unit
-    return Held(units, np.where(units, np.float32(value), np.float32(0)))
+    return choice.model.held({choice.unit: value})
 
 
 def described(choice: Choice) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def resolved(path: str | Path | None) -> Path:
     return PRETRAINED if named or path.resolve() == PRETRAINED.resolve() else path
 
 
+def name_of(path: Path) -> str:
+    """What `load` opens a resolved path by: "pretrained", or the path."""
+    return "pretrained" if path == PRETRAINED else storage.name(path)
+
+
 def _newest() -> Path:
     """The run with the newest checkpoint; where there is none, the model that comes with the package."""
     try:
@@ -182,7 +187,7 @@ class LanguageModel:
     @property
     def name(self) -> str:
         """What opens it: its path, or "pretrained"."""
-        return "pretrained" if self.path == PRETRAINED else storage.name(self.path)
+        return name_of(self.path)
 
     @property
     def licences(self) -> list[Path]:
@@ -395,8 +400,10 @@ class LanguageModel:
         bfloat16, which it alone takes, it is half as large; weights that this rounds are others, and have no records.
         Licence files that lie beside the weights go along.
         """
-        params = self.params if dtype == "float32" else _rounded(self.params)
-        digest = checkpoint.digest(params)
+        params, digest = self.params, self.digest
+        if dtype != "float32":
+            params = _rounded(params)
+            digest = checkpoint.digest(params)
         path, records = storage.new(path), unit_record.found(self._own_records, digest)
         about = {
             "library": "mlstm_jax",
@@ -411,9 +418,10 @@ class LanguageModel:
             formats.write(params, path, format, about, records, dtype, self.licences)
 
     def _clamp(self, clamp: Clamp | None) -> Held | None:
+        return self.held(clamp) if clamp else None
+
+    def held(self, clamp: Clamp) -> Held:
         """Values by unit as vectors. A unit that does not exist and a value that is no finite number are UserErrors."""
-        if not clamp:
-            return None
         held = Held(np.zeros(self.hidden, bool), np.zeros(self.hidden, np.float32))
         for unit, value in clamp.items():
             self.require_unit(unit)

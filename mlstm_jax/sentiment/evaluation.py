@@ -88,17 +88,15 @@ def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> F
     )
     logger.info(f"fitting the probe on {len(train.y):,} texts")
     with progress.progress("fitting the probe", len(probe.STRENGTHS), counted=True) as done:
-        fitted = probe.fit(*train, *dev, done)
+        tested = _test(train, dev, test, done=done)
+    fitted, measure = tested.probe, tested.unit
     if not fitted.converged:
         logger.warning(f"the probe stopped before it converged (C = {fitted.c:g}): its weights are approximate")
-    measure = probe.measure_unit(*train, probe.top_unit(*train))
     threshold = probe.best_threshold(train.x[:, measure.unit], train.y, measure.sign, aim)
     if not probe.units_used(fitted):
         logger.warning(
             f"the probe uses no unit: it calls every text {task.classes[int(fitted.intercept > 0)]}, the commoner class"
         )
-    right_all = probe.right(fitted, *test)
-    right_alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
     record = UnitRecord(
         digest=model.digest,
         update=model.update,
@@ -110,16 +108,35 @@ def find(model: Model, task: Task, feature: Feature, aim: str = "accuracy") -> F
         c=fitted.c,
         coefficients=tuple(fitted.coefficients.tolist()),
         intercept=fitted.intercept,
-        accuracy_all=float(right_all.mean()),
-        accuracy_alone=float(right_alone.mean()),
+        accuracy_all=float(tested.right_all.mean()),
+        accuracy_alone=float(tested.right_alone.mean()),
         units_used=probe.units_used(fitted),
         negative=task.classes[0],
         positive=task.classes[1],
-        interval_alone=probe.interval(right_alone),
+        interval_alone=probe.interval(tested.right_alone),
         accuracy_majority=probe.majority(train.y, test.y),
         scale=scale(model, task, measure.unit, feature),
     )
-    return Found(record, fitted, train, dev, test, right_all, right_alone)
+    return Found(record, fitted, train, dev, test, tested.right_all, tested.right_alone)
+
+
+class Tested(NamedTuple):
+    """The best unit alone and a probe on all units, and which test texts each labels rightly."""
+
+    unit: probe.UnitMeasure
+    probe: probe.Probe
+    right_all: Bool[np.ndarray, "n"]
+    right_alone: Bool[np.ndarray, "n"]
+
+
+def _test(
+    train: Examples, dev: Examples, test: Examples, *, done: Callable[[float], None] = lambda count: None
+) -> Tested:
+    """Probe and unit are found on train and dev; `done(1)` is called after each of the probe's fits."""
+    fitted = probe.fit(*train, *dev, done)
+    unit = probe.measure_unit(*train, probe.top_unit(*train))
+    right_alone = probe.unit_right(test.x[:, unit.unit], test.y, unit.sign, unit.threshold)
+    return Tested(unit, fitted, probe.right(fitted, *test), right_alone)
 
 
 class Folded(NamedTuple):
@@ -137,14 +154,11 @@ def cross_validate(model: Model, folds: Folds, feature: Feature) -> Folded:
     done = Folded(np.zeros(len(y), bool), np.zeros(len(y), bool), [], [])
     with progress.progress("folds", FOLDS, counted=True) as advance:
         for k in range(FOLDS):
-            train, dev, test = (Examples(x[rows], y[rows]) for rows in folds.parts(k))
-            fitted = probe.fit(*train, *dev)
-            unit = probe.measure_unit(*train, probe.top_unit(*train))
-            tested = folds.parts(k)[2]
-            done.right_all[tested] = probe.right(fitted, *test)
-            done.right_alone[tested] = probe.unit_right(test.x[:, unit.unit], test.y, unit.sign, unit.threshold)
-            done.probes.append(fitted)
-            done.units.append(unit.unit)
+            parts = folds.parts(k)
+            tested = _test(*(Examples(x[rows], y[rows]) for rows in parts))
+            done.right_all[parts[2]], done.right_alone[parts[2]] = tested.right_all, tested.right_alone
+            done.probes.append(tested.probe)
+            done.units.append(tested.unit.unit)
             advance(1)
     return done
 
@@ -287,9 +301,9 @@ def over_training(
                     raise
                 continue  # the run is training, and this checkpoint has made way for a newer one
             examples = [Examples(features(model, split.texts, feature), split.labels) for split in splits]
-            right_all, unit, right_alone = _best(*examples)
+            tested = _test(*examples)
             read = update * meta.config.batch_size * meta.config.seq_length
-            found.append(Checkpoint(update, read, bits(update), right_all, unit, right_alone))
+            found.append(Checkpoint(update, read, bits(update), tested.right_all, tested.unit.unit, tested.right_alone))
             done(1)
     if not found:
         raise UserError(f"{run.path} has given up every checkpoint for newer ones meanwhile; try again")
@@ -309,14 +323,6 @@ def spaced(updates: Sequence[int], most: int, factor: float = 1.5) -> list[int]:
     at = np.array(updates, np.float64)
     targets = at[-1] / factor ** np.arange(most)
     return sorted({updates[int(np.argmin(np.abs(np.log(np.maximum(at, 1) / target))))] for target in targets})
-
-
-def _best(train: Examples, dev: Examples, test: Examples) -> tuple[Bool[np.ndarray, "n"], int, Bool[np.ndarray, "n"]]:
-    """Which test texts a probe labels rightly, the most accurate unit of the training texts, and which that does."""
-    fitted = probe.fit(*train, *dev)
-    measure = probe.measure_unit(*train, probe.top_unit(*train))
-    alone = probe.unit_right(test.x[:, measure.unit], test.y, measure.sign, measure.threshold)
-    return probe.right(fitted, *test), measure.unit, alone
 
 
 def _validation(run: Run) -> Callable[[int], float]:

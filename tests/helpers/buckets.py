@@ -9,9 +9,16 @@ from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from helpers.programs import free_port
+from mlstm_jax import storage
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "bucket"
+
+
+def write(path, data):
+    """Put an object where a mirror stands for, past what is written there otherwise."""
+    system, key = storage._at(path)
+    system.pipe_file(key, data)
 
 
 class Servers:
